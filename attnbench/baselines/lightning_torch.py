@@ -1,0 +1,190 @@
+"""Lightning Attention 1 and 2 in plain PyTorch: the papers' algorithms for machines without a GPU.
+
+Both compute o_t = scale * sum_{s<=t} exp(-slope (t - s)) (q_t . k_s) v_s and save nothing for the backward
+but their inputs. Work is done in fp32, whatever the dtype of the inputs (in fp64 for fp64). With F(q, k, v)
+the forward and R its time reverse, a sum over s >= t, the gradients have the same form: dq = F(do, v, k),
+dk = R(v, do, q), dv = R(k, q, do).
+
+Source: "Lightning Attention-2" (arXiv 2401.04658), Alg. 1 and 2, with lambda = exp(-slope) and the Lambda
+that is defined there, diag(lambda^1, ..., lambda^C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench.baselines.contract import need_causal
+from attnbench.case import Case
+
+CHUNK = 128  # tokens of a block; the paper advises about the head dim, and on CPUs 128 measured fastest
+
+
+def lightning2(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """Lightning Attention-2: left product inside a chunk, a running [D, E] state between chunks.
+
+    q, k: [B, H, N, D], v: [B, H, N, E], any strides, slopes: fp32 [H], >= 0, or None for no decay; returns
+    [B, H, N, E] in the input dtype. Slopes get no gradient.
+
+    Raises ValueError for causal=False.
+    """
+    need_causal(causal)
+    apply: Callable[..., Tensor] = _Lightning2.apply
+    return apply(q, k, v, _slopes_like(q, slopes), scale)
+
+
+def lightning1(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """Lightning Attention-1: the left product in tiles up to the diagonal; no state, no N x N matrix.
+
+    Shapes and errors as for `lightning2`.
+    """
+    need_causal(causal)
+    apply: Callable[..., Tensor] = _Lightning1.apply
+    return apply(q, k, v, _slopes_like(q, slopes), scale)
+
+
+def lightning2_state_bytes(case: Case, device: torch.device) -> int:
+    """Bytes of the fp32 recurrent state, [B, H, D, E]."""
+    return case.batch * case.heads * case.head_dim * case.value_dim * 4
+
+
+def lightning2_config(case: Case, device: torch.device) -> dict[str, Any]:
+    """Tokens per chunk."""
+    return {"chunk": CHUNK}
+
+
+def lightning1_config(case: Case, device: torch.device) -> dict[str, Any]:
+    """Tokens per query tile and per key tile."""
+    return {"query_tile": CHUNK, "key_tile": CHUNK}
+
+
+class _KeepsInputs(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float], output: Tensor) -> None:
+        q, k, v, slopes, scale = inputs
+        ctx.save_for_backward(q, k, v, slopes)
+        ctx.scale = scale
+
+
+class _Lightning2(_KeepsInputs):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> Tensor:
+        return _forward_sweep(q, k, v, slopes=slopes, scale=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, slopes = ctx.saved_tensors
+        dq = _forward_sweep(grads[0], v, k, slopes=slopes, scale=ctx.scale)
+        dk, dv = _reverse_sweep(q, k, v, grads[0], slopes=slopes, scale=ctx.scale)
+        return dq, dk, dv, None, None
+
+
+class _Lightning1(_KeepsInputs):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> Tensor:
+        return _left_product(q, k, v, slopes=slopes, scale=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, slopes = ctx.saved_tensors
+        dq = _left_product(grads[0], v, k, slopes=slopes, scale=ctx.scale)
+        dk = _left_product(v, grads[0], q, slopes=slopes, scale=ctx.scale, reverse=True)
+        dv = _left_product(k, q, grads[0], slopes=slopes, scale=ctx.scale, reverse=True)
+        return dq, dk, dv, None, None
+
+
+def _forward_sweep(q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor, scale: float) -> Tensor:
+    """F(q, k, v): chunks from first to last with their KV state (Alg. 1, and the first loop of Alg. 2)."""
+    o = torch.empty_like(v)
+    state = slopes.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    for chunk in _chunks(q):
+        qc, kc, vc = (_widen(x, chunk, slopes.dtype) for x in (q, k, v))
+        decay = _Decay(slopes, len(chunk))
+        intra = (qc @ kc.mT * decay.mask) @ vc
+        inter = decay.from_start * qc @ state
+        o[..., chunk.start : chunk.stop, :] = scale * (intra + inter)
+        state = decay.whole * state + (decay.to_end * kc).mT @ vc
+    return o
+
+
+def _reverse_sweep(
+    q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, slopes: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """dk and dv: chunks from last to first with the dKV state that both need (the second loop of Alg. 2)."""
+    dk, dv = torch.empty_like(k), torch.empty_like(v)
+    state = slopes.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    for chunk in reversed(_chunks(q)):
+        qc, kc, vc, doc = (_widen(x, chunk, slopes.dtype) for x in (q, k, v, do))
+        decay = _Decay(slopes, len(chunk))
+        here = slice(chunk.start, chunk.stop)
+        dk[..., here, :] = scale * ((doc @ vc.mT * decay.mask).mT @ qc + decay.to_end * vc @ state.mT)
+        dv[..., here, :] = scale * ((qc @ kc.mT * decay.mask).mT @ doc + decay.to_end * kc @ state)
+        state = decay.whole * state + (decay.from_start * qc).mT @ doc
+    return dk, dv
+
+
+def _left_product(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor, scale: float, reverse: bool = False
+) -> Tensor:
+    """F(q, k, v), or R(q, k, v) for reverse: tiles of queries against the tiles of keys on their side."""
+    o = torch.empty_like(v)
+    tiles = _chunks(q)
+    for i, rows in enumerate(tiles):
+        qi = _widen(q, rows, slopes.dtype)
+        total = slopes.new_zeros(*v.shape[:2], len(rows), v.shape[-1])
+        for columns in tiles[i:] if reverse else tiles[: i + 1]:
+            kj, vj = (_widen(x, columns, slopes.dtype) for x in (k, v))
+            total += (qi @ kj.mT * _tile_mask(slopes, rows, columns, reverse=reverse)) @ vj
+        o[..., rows.start : rows.stop, :] = scale * total
+    return o
+
+
+class _Decay:
+    """The decay factors of a chunk of C tokens, all <= 1 and broadcastable over [B, H, ...]."""
+
+    def __init__(self, slopes: Tensor, length: int) -> None:
+        """slopes: [H]; length: C."""
+        tokens = range(length)
+        position = torch.arange(1, length + 1, device=slopes.device, dtype=slopes.dtype)[:, None]
+        rate = -slopes[:, None, None]
+        self.mask = _tile_mask(slopes, tokens, tokens, reverse=False)  # [H, C, C]
+        self.from_start = (rate * position).exp()  # Lambda: [H, C, 1], lambda^1 .. lambda^C
+        self.to_end = (rate * (length - position)).exp()  # lambda^C Lambda^-1: [H, C, 1], never by division
+        self.whole = (rate * length).exp()  # lambda^C: [H, 1, 1]
+
+
+def _tile_mask(slopes: Tensor, rows: range, columns: range, *, reverse: bool) -> Tensor:
+    """lambda^|t - s| on the allowed side of the diagonal (s <= t, or s >= t for reverse), else 0.
+
+    slopes: [H]; rows, columns: the tile's tokens t and s; returns [H, rows, columns].
+    """
+    t = torch.arange(rows.start, rows.stop, device=slopes.device, dtype=slopes.dtype)[:, None]
+    s = torch.arange(columns.start, columns.stop, device=slopes.device, dtype=slopes.dtype)
+    distance = s - t if reverse else t - s
+    # Clamped, because on the other side of the diagonal the exponential would overflow to inf.
+    decay = (-slopes[:, None, None] * distance.clamp(min=0)).exp()
+    return decay * (distance >= 0)
+
+
+def _chunks(x: Tensor) -> list[range]:
+    """The tokens of x: [B, H, N, ...] in order, as ranges of CHUNK; the last one may be shorter."""
+    tokens = range(x.shape[2])
+    return [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
+
+
+def _widen(x: Tensor, chunk: range, dtype: torch.dtype) -> Tensor:
+    """The chunk's rows of x: [B, H, N, D] in the dtype that the work is done in."""
+    return x[..., chunk.start : chunk.stop, :].to(dtype)
+
+
+def _slopes_like(q: Tensor, slopes: Tensor | None) -> Tensor:
+    """slopes in the dtype of the work, fp32 or wider; zeros for None, since exp(-0) is no decay. [H]"""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.new_zeros(q.shape[1], dtype=dtype) if slopes is None else slopes.to(q.device, dtype)

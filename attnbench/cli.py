@@ -1,0 +1,359 @@
+"""The command line: parses, calls, prints. It measures nothing, and torch is imported inside commands only."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attnbench.errors import UserError
+from attnbench.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from attnbench.case import Case
+    from attnbench.sweeps.loader import Device, Sweep
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    FINE = 0
+    REGRESSION = 1  # or an incorrect mechanism
+    USAGE = 2
+    INCONCLUSIVE = 3  # or nothing there to judge
+    INTERRUPTED = 130
+
+
+app = typer.Typer(
+    name="attnbench",
+    help="Benchmark attention mechanisms: constant-speed curves, checked outputs, raw samples.",
+    epilog="Start with: attnbench sweep quick",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def main() -> None:
+    """Run the command line; bad input becomes one sentence on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated sweep ends as cleanly as on Ctrl-C
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(Exit.USAGE)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+
+
+def _example(line: str) -> str:
+    return f"Example: {line}"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"attnbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
+Mechanisms = Annotated[
+    list[str] | None, typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list).")
+]
+Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
+SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
+
+
+@app.command("list", epilog=_example("attnbench list --json"))
+def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
+    """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
+    from attnbench.measure.environment import pick_device
+    from attnbench.registry import mechanisms
+    from attnbench.semantics import SEMANTICS
+    from attnbench.sweeps.loader import preset_names
+
+    kind = pick_device(device).type
+    rows: list[dict[str, Any]] = []
+    for mechanism in mechanisms().values():
+        provider = mechanism.provider_for(kind)
+        missing = isinstance(provider, str)
+        rows.append(
+            {
+                "mechanism": mechanism.name,
+                "semantics": mechanism.semantics,
+                "formula": SEMANTICS[mechanism.semantics].formula,
+                "summary": mechanism.summary,
+                "cost": mechanism.cost,
+                "workloads": [str(w) for w in mechanism.workloads],
+                "dtypes": None if isinstance(provider, str) else list(provider.dtypes),
+                "provider": None if isinstance(provider, str) else provider.label,
+                "why_not": provider if missing else None,
+            }
+        )
+    if json_:
+        print(json.dumps({"device": kind, "mechanisms": rows, "presets": preset_names()}, indent=1))
+        return
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"Mechanisms on {kind}", title_justify="left")
+    for name in ("mechanism", "semantics", "cost", "workloads", "dtypes", "provider here, or why not"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("mechanism", "semantics"))
+    for row in rows:
+        table.add_row(
+            row["mechanism"],
+            row["semantics"],
+            row["cost"],
+            " ".join(row["workloads"]),
+            " ".join(row["dtypes"] or ()),
+            _plain(row["provider"] or f"not here: {row['why_not']}"),
+        )
+    console.print(table)
+    console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
+
+
+@app.command(epilog=_example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run"))
+def sweep(
+    preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
+    mechanism: Mechanisms = None,
+    workload: Annotated[list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd.")] = None,
+    seq_len: SeqLens = None,
+    batch: Annotated[list[str] | None, typer.Option("--batch", help="Sequences per call.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Constant tokens per call: batch = tokens / seq_len.")
+    ] = None,
+    heads: Annotated[list[str] | None, typer.Option("--heads", help="Query heads.")] = None,
+    head_dim: Annotated[list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")] = None,
+    value_dim: Annotated[
+        list[str] | None, typer.Option("--value-dim", help="Channels per value head; default: as --head-dim.")
+    ] = None,
+    dtype: Dtypes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/<sweep>-<time>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; repeat nothing done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cases and measure nothing.")] = False,
+    plot: Annotated[bool, typer.Option(help="Draw the curves into <out>/figures.")] = True,
+    cache: Annotated[str | None, typer.Option("--cache", help="L2 before each sample: cold or hot.")] = None,
+    launch: Annotated[str | None, typer.Option("--launch", help="eager, or graph (CUDA graph replay).")] = None,
+    cap_s: Annotated[float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")] = None,
+    limit_s: Annotated[
+        float | None, typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the random inputs.")] = None,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a grid of cases: check each output, then time it, and store every sample."""
+    from attnbench.measure.environment import pick_device
+    from attnbench.sweeps.loader import Overrides, load
+
+    protocol = {"cache": cache, "launch": launch, "cap_s": cap_s, "limit_s": limit_s, "seed": seed}
+    overrides = Overrides(
+        mechanism=mechanism or None,
+        workload=workload or None,
+        seq_len=seq_len or None,
+        batch=batch or None,
+        tokens=tokens,
+        heads=heads or None,
+        head_dim=head_dim or None,
+        value_dim=value_dim or None,
+        dtype=dtype or None,
+        protocol={name: value for name, value in protocol.items() if value is not None},
+    )
+    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    grid = load(preset, device=kind, overrides=overrides)
+    if dry_run:
+        _print_cases(grid, json_=json_)
+        return
+    _measure(grid, out=out, resume=resume, plot=plot, json_=json_)
+
+
+def _print_cases(grid: Sweep, *, json_: bool) -> None:
+    cases = grid.cases()
+    if json_:
+        print(json.dumps({"sweep": grid.as_dict(), "cases": [_case_json(c) for c in cases]}, indent=1))
+        return
+    for case in cases:
+        print(case.case_id)
+    print(f"{len(cases)} cases on {grid.device}; nothing was measured", file=sys.stderr)
+
+
+def _case_json(case: Case) -> dict[str, Any]:
+    return {"case_id": case.case_id, **case.as_dict()}
+
+
+def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: bool) -> None:
+    from attnbench import summary
+    from attnbench.store import load_results
+    from attnbench.sweeping import InterruptedSweepError, default_folder, run_sweep
+
+    if resume and out is None:
+        raise UserError("--resume needs --out: the folder of the run to go on with")
+    path = out or default_folder(grid)
+    console = _console(stderr=True)
+    try:
+        outcome = run_sweep(
+            grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
+        )
+    except InterruptedSweepError as stop:
+        arguments = " ".join(a for a in sys.argv[1:] if a != "--resume")
+        again = arguments if out is not None else f"{arguments} -o {path}"
+        print(f"{stop}\nGo on with: attnbench {again} --resume", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    frame = load_results(outcome.results)
+    found = summary.summarize_run(frame)
+    figures = _draw(frame, path / "figures") if plot and (frame["status"] == "ok").any() else []
+    if json_:
+        report = {
+            "run": outcome.folder.run_id,
+            "results": str(outcome.results),
+            "figures": [str(f) for f in figures],
+            "measuring_share": outcome.measuring_share,
+            **summary.as_json(found),
+        }
+        print(json.dumps(report, indent=1))
+        return
+    summary.render(found, _console())
+    print(f"\nResults: {outcome.results}")
+    if figures:
+        print(f"Figures: {figures[0].parent} ({len(figures)} files)")
+    if outcome.measuring_share is not None:
+        effort = outcome.effort or {}
+        print(f"Wall time: {effort['wall_s']:.0f} s, {outcome.measuring_share:.0%} of it warm-up and samples.")
+
+
+def _draw(frame: Any, folder: Path) -> list[Path]:
+    from attnbench.plots import plot_run
+
+    return plot_run(frame, folder)
+
+
+@app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG."""
+    from attnbench.store import load_results
+
+    frame = load_results(runs)
+    first = runs[0]
+    folder = out or (first if first.is_dir() else first.parent) / "figures"
+    try:
+        files = _draw(frame, folder)
+    except OSError as error:
+        raise UserError(f"cannot write figures into {folder}: {error.strerror or error}") from error
+    print(json.dumps([str(f) for f in files], indent=1) if json_ else "\n".join(map(str, files)))
+
+
+@app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
+def verify(
+    mechanism: Mechanisms = None,
+    dtype: Dtypes = None,
+    seq_len: SeqLens = None,
+    head_dim: Annotated[list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")] = None,
+    value_dim: Annotated[list[str] | None, typer.Option("--value-dim", help="Default: as --head-dim.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")] = 0,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Check every mechanism against its fp64 oracle: o, dq, dk, dv over dtypes and odd shapes. Exit 1 if one is wrong."""
+    import dataclasses
+
+    from attnbench import verification
+    from attnbench.case import DTYPES
+    from attnbench.measure.environment import pick_device
+    from attnbench.progress import ticking
+    from attnbench.registry import mechanisms
+    from attnbench.sweeps.values import parse_names, parse_sizes
+
+    kind = pick_device(device).type
+    names = parse_names(mechanism or list(mechanisms()), kind="mechanism", choices=mechanisms())
+    dtypes = parse_names(dtype or verification.DTYPES[kind], kind="dtype", choices=DTYPES)
+    lengths = parse_sizes(seq_len or verification.SEQ_LENS[kind], axis="--seq-len")
+    if head_dim is None and value_dim is not None:
+        raise UserError("--value-dim needs --head-dim")
+    dims = verification.HEAD_DIMS[kind]
+    if head_dim is not None:
+        widths = parse_sizes(head_dim, axis="--head-dim")
+        values = parse_sizes(value_dim, axis="--value-dim") if value_dim else None
+        dims = tuple((d, e) for d in widths for e in (values or (d,)))
+    cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims)
+    with ticking(_console(stderr=True), total=len(cases)) as ticker:
+        found = verification.verify(cases, device=kind, seed=seed, finished=ticker.finished)
+    if json_:
+        print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))
+    else:
+        _print_findings(found)
+    if any(f.faults for f in found):
+        raise typer.Exit(Exit.REGRESSION)
+    if not any(f.shapes for f in found):
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+def _print_findings(found: list[Any]) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title="Largest relative error against the fp64 oracle", title_justify="left")
+    for name in ("mechanism", "dtype", "shapes", "o", "dq", "dk", "dv", "allowed", "verdict"):
+        table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
+    for f in found:
+        errors = ("" if f.worst[n] is None else f"{f.worst[n]:.1e}" for n in ("o", "dq", "dk", "dv"))
+        verdict = "right" if f.status == "ok" else str(f.status)
+        allowed = f"{f.tolerance:.0e}" if f.shapes else ""
+        table.add_row(f.mechanism, f.dtype, str(f.shapes), *errors, allowed, verdict)
+    console.print(table)
+    for f in found:
+        if f.why_unsupported:
+            console.print(_plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
+        for fault in f.faults:
+            console.print(_plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
+
+
+@app.command(epilog=_example("attnbench env --json"))
+def env(json_: Json = False, device: DeviceOption = "auto") -> None:
+    """What a run on this machine would record: device, driver, versions."""
+    from attnbench.measure.environment import collect, pick_device
+
+    record = collect(pick_device(device))
+    if json_:
+        print(json.dumps(record, indent=1))
+        return
+    for name, value in record.items():
+        print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

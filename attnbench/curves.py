@@ -1,0 +1,352 @@
+"""Curves of a results frame: what stays fixed along one, how flat it is, and where two of them cross.
+
+Pure functions on the frame that `store.load_results` returns; nothing is drawn and nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from attnbench.case import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Index = npt.NDArray[np.intp]
+
+_PLACE = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim", "dtype", "causal")
+_VALUES = ("median_ms", "ci_low_ms", "ci_high_ms", "peak_bytes")
+
+# One case measured by several runs: `incorrect` in one of them outranks a value, a value outranks a failure.
+_RANK = (
+    Status.INCORRECT,
+    Status.OK,
+    Status.OOM,
+    Status.TIMEOUT,
+    Status.CRASHED,
+    Status.ERROR,
+    Status.UNSUPPORTED,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What stays fixed along a curve; exactly one of `batch` and `tokens` (batch times length) is given."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    causal: bool
+    device: str  # empty when unknown
+    batch: int | None = None
+    tokens: int | None = None
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorting key: device and type first, then the shape from coarse to fine."""
+        shape = (self.head_dim, self.value_dim, self.heads, self.kv_heads, self.batch or 0, self.tokens or 0)
+        return (self.device, self.dtype, not self.causal, *shape)
+
+    def parts(self) -> dict[str, str]:
+        """What is fixed, in words, by the name of what it is about; the usual is left out."""
+        parts = {"device": self.device or "unknown device"}
+        if self.batch is not None:
+            parts["batch"] = f"batch {self.batch}"
+        if self.tokens is not None:
+            parts["tokens"] = f"{length_label(self.tokens)} tokens a call"
+        kv = f" ({self.kv_heads} KV)" if self.kv_heads != self.heads else ""
+        value = f" (value {self.value_dim})" if self.value_dim != self.head_dim else ""
+        parts["heads"] = f"{self.heads} heads{kv}" if self.heads != 1 else f"1 head{kv}"
+        parts["head_dim"] = f"head dim {self.head_dim}{value}"
+        parts["dtype"] = self.dtype
+        parts["causal"] = "causal" if self.causal else "not causal"
+        return parts
+
+    def label(self, *, without: Iterable[str] = ()) -> str:
+        """One line of `parts`, e.g. `NVIDIA H200, batch 4, 16 heads, head dim 128, bf16, causal`."""
+        skip = set(without)
+        return ", ".join(text for name, text in self.parts().items() if name not in skip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A case without a value: its length, its status (never `ok`) and the reason given."""
+
+    seq_len: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """One mechanism over sequence length, all arrays in order of `seq_len` and of equal length.
+
+    Times in milliseconds, tokens per second, bytes; NaN in an array marks what is unknown.
+    """
+
+    mechanism: str
+    workload: str
+    group: Group
+    seq_len: Ints
+    median_ms: Floats
+    ci_low_ms: Floats
+    ci_high_ms: Floats
+    tokens_per_s: Floats
+    peak_bytes: Floats
+    gaps: tuple[Gap, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossover:
+    """`faster` overtakes `slower` between the lengths `low` and `high`, at about `estimate`.
+
+    `low` and `estimate` are None when `faster` was ahead from the first length that tells them apart, `high`:
+    "ahead from `high` or earlier". Lengths in tokens.
+    """
+
+    faster: str
+    slower: str
+    low: int | None
+    high: int
+    estimate: float | None
+
+    def sentence(self) -> str:
+        """The crossing in words, without a full stop."""
+        if self.low is None or self.estimate is None:
+            return f"{self.faster} is ahead of {self.slower} from {self.high:,} tokens or earlier"
+        about = f"about {_two_digits(self.estimate, self.low, self.high):,}"
+        return (
+            f"{self.faster} overtakes {self.slower} between {self.low:,} and {self.high:,} tokens ({about})"
+        )
+
+
+def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
+    """All curves of a results frame, by workload, group and mechanism.
+
+    A value is the median, over the runs that measured the case on the same device, of their medians; its
+    interval reaches from the smallest lower end to the largest upper end, so that it shows what differs
+    between processes. A case that one run found incorrect has no value. Rows whose shape is unknown belong to
+    no curve.
+    """
+    placed = _placed(frame)
+    found = []
+    for key, rows in placed.groupby(["workload", "mechanism", "_group"], sort=False):
+        workload, mechanism, group = cast("tuple[str, str, Group]", key)
+        found.append(_curve(rows, mechanism=mechanism, workload=workload, group=group))
+    return tuple(sorted(found, key=lambda c: (_workload_order(c.workload), c.group.order, c.mechanism)))
+
+
+def curve(frame: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -> Curve:
+    """One curve of a frame, as `curves` builds it.
+
+    Raises KeyError when the frame has no such row.
+    """
+    for candidate in curves(frame):
+        if (candidate.mechanism, candidate.workload, candidate.group) == (mechanism, workload, group):
+            return candidate
+    raise KeyError(f"no row of {mechanism}, {workload}, {group.label()}")
+
+
+def groups(found: Iterable[Curve]) -> tuple[Group, ...]:
+    """The groups of some curves, each once, in order."""
+    return tuple(sorted({c.group for c in found}, key=lambda group: group.order))
+
+
+def flatness(tokens_per_s: Sequence[float] | Floats) -> float:
+    """Largest over smallest rate of a curve: 1 is constant speed.
+
+    Raises ValueError when there is no rate, or one that is not positive.
+    """
+    rates = np.asarray(tokens_per_s, dtype=np.float64)
+    if not len(rates) or not (rates > 0).all():
+        raise ValueError("flatness needs at least one rate, and all of them positive")
+    return float(rates.max() / rates.min())
+
+
+def slope(seq_len: Sequence[int] | Ints, tokens_per_s: Sequence[float] | Floats) -> float | None:
+    """Least-squares slope of log(tokens/s) on log(N): 0 is constant speed, -1 a cost per token like N.
+
+    None for fewer than two different lengths.
+    """
+    if len(set(seq_len)) < 2:
+        return None
+    x = np.log(np.asarray(seq_len, dtype=np.float64))
+    y = np.log(np.asarray(tokens_per_s, dtype=np.float64))
+    x = x - x.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def crossovers(a: Curve, b: Curve) -> tuple[Crossover, ...]:
+    """Where the time curves of two mechanisms cross, from short to long; only lengths that both have count.
+
+    A length tells the two apart when their 95 % intervals do not overlap (or the medians differ, where no
+    interval is known). A crossing lies between two lengths that do, one for either mechanism; lengths between
+    them that do not tell widen it. The estimate is interpolated in log time over log N where the medians
+    cross; where noise makes them cross several times, it is the middle one. When one mechanism is ahead at
+    every length that tells, that is the one thing returned, with `low` None; when no length does, nothing is.
+    """
+    lengths, i, j = np.intersect1d(a.seq_len, b.seq_len, return_indices=True)
+    lead = np.log(b.median_ms[j]) - np.log(a.median_ms[i])  # positive: a is faster
+    side = _told_apart(a, i, b, j) * np.sign(lead).astype(int)
+    told = [int(index) for index in np.flatnonzero(side)]
+    found = []
+    for left, right in pairwise(told):
+        if side[left] != side[right]:
+            faster, slower = (a, b) if side[right] > 0 else (b, a)
+            found.append(
+                Crossover(
+                    faster=faster.mechanism,
+                    slower=slower.mechanism,
+                    low=int(lengths[left]),
+                    high=int(lengths[right]),
+                    estimate=_estimate(lengths[left : right + 1], lead[left : right + 1]),
+                )
+            )
+    if not found and told:
+        faster, slower = (a, b) if side[told[0]] > 0 else (b, a)
+        high = int(lengths[told[0]])
+        return (
+            Crossover(faster=faster.mechanism, slower=slower.mechanism, low=None, high=high, estimate=None),
+        )
+    return tuple(found)
+
+
+def length_label(tokens: int) -> str:
+    """A count of tokens as the axes write it: 512, 1k, 1.5k, 128k, 1M (k = 1,024); others in full."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
+        if tokens >= unit and tokens % (unit // 4) == 0:
+            return f"{tokens / unit:g}{name}"
+    return f"{tokens:,}"
+
+
+def _placed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose shape is known, with a column `_group`."""
+    rows = frame[frame[list(_PLACE)].notna().all(axis=1)].copy()
+    rows["_tokens"] = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
+    rows["_constant"] = _constant_tokens(rows)
+    # Few groups among many rows: each is built once.
+    names = [*(name for name in _PLACE if name != "seq_len"), "device", "_tokens", "_constant"]
+    known: dict[Hashable, Group] = {}
+    column = []
+    for values in zip(*(rows[name] for name in names), strict=True):
+        key = tuple(None if value is None or value is pd.NA or value != value else value for value in values)
+        if key not in known:
+            known[key] = _group(dict(zip(names, key, strict=True)))
+        column.append(known[key])
+    rows["_group"] = pd.Series(column, index=rows.index, dtype=object)
+    return rows
+
+
+def _group(values: Mapping[str, Any]) -> Group:
+    constant = bool(values["_constant"])
+    return Group(
+        heads=int(values["heads"]),
+        kv_heads=int(values["kv_heads"]),
+        head_dim=int(values["head_dim"]),
+        value_dim=int(values["value_dim"]),
+        dtype=str(values["dtype"]),
+        causal=bool(values["causal"]),
+        device=values["device"] or "",
+        batch=None if constant else int(values["batch"]),
+        tokens=int(values["_tokens"]) if constant else None,
+    )
+
+
+def _constant_tokens(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of a constant-token sweep: all of the frame, or else all of the run, has one product."""
+    if _is_constant(rows):
+        return pd.Series(True, index=rows.index)
+    constant = {run for run, part in rows.groupby("run_id", sort=False) if _is_constant(part)}
+    return rows["run_id"].isin(constant)
+
+
+def _is_constant(rows: pd.DataFrame) -> bool:
+    return bool(rows["_tokens"].nunique() == 1 and rows["batch"].nunique() > 1)
+
+
+def _curve(rows: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -> Curve:
+    points: list[tuple[int, float, float, float, float, float]] = []
+    gaps: list[Gap] = []
+    for length, same in rows.groupby("seq_len", sort=True):
+        seq_len = int(str(length))
+        status = min(same["status"], key=_status_rank)
+        same = same[same["status"] == status]
+        if status == Status.OK:
+            values = same[list(_VALUES)].astype("float64")
+            values = values[values["median_ms"] > 0]
+            if len(values):
+                median = float(values["median_ms"].median())
+                ends = float(values["ci_low_ms"].min()), float(values["ci_high_ms"].max())
+                tokens = int(same["_tokens"].iloc[0])
+                rate = tokens / (median * 1e-3)
+                points.append((seq_len, median, *ends, rate, float(values["peak_bytes"].median())))
+        else:
+            reasons = [reason for reason in same["reason"] if isinstance(reason, str)]
+            gaps.append(Gap(seq_len=seq_len, status=str(status), reason=min(reasons, default="")))
+    table = np.array(points, dtype=np.float64).reshape(-1, 6).T
+    return Curve(
+        mechanism=mechanism,
+        workload=workload,
+        group=group,
+        seq_len=table[0].astype(np.int64),
+        median_ms=table[1],
+        ci_low_ms=table[2],
+        ci_high_ms=table[3],
+        tokens_per_s=table[4],
+        peak_bytes=table[5],
+        gaps=tuple(gaps),
+    )
+
+
+def _status_rank(status: str) -> int:
+    return _RANK.index(Status(status)) if status in _RANK else len(_RANK)
+
+
+def _workload_order(workload: str) -> tuple[int, str]:
+    usual = ("fwd", "bwd", "fwd-bwd")
+    return (usual.index(workload) if workload in usual else len(usual), workload)
+
+
+def _told_apart(
+    a: Curve, i: npt.NDArray[np.intp], b: Curve, j: npt.NDArray[np.intp]
+) -> npt.NDArray[np.bool_]:
+    """Do the intervals of two curves leave a space between them? An unknown interval is its median alone."""
+    low_a, high_a = _ends(a, i)
+    low_b, high_b = _ends(b, j)
+    return (high_a < low_b) | (high_b < low_a)
+
+
+def _ends(c: Curve, index: Index) -> tuple[Floats, Floats]:
+    median, low, high = c.median_ms[index], c.ci_low_ms[index], c.ci_high_ms[index]
+    return np.where(np.isnan(low), median, low), np.where(np.isnan(high), median, high)
+
+
+def _estimate(lengths: Ints, lead: Floats) -> float:
+    """Where the lead is zero, linear in log N between neighbours; the middle one of several places."""
+    positive = lead > 0  # a tie counts to one side, so that every change of sign is between two neighbours
+    changes = np.flatnonzero(positive[:-1] != positive[1:])
+    left = int(changes[len(changes) // 2])
+    x, y = np.log(lengths[left : left + 2].astype(np.float64)), lead[left : left + 2]
+    estimate = math.exp(float(x[0] - y[0] * (x[1] - x[0]) / (y[1] - y[0])))
+    return min(max(estimate, float(lengths[left])), float(lengths[left + 1]))  # exp(log(n)) may round past n
+
+
+def _two_digits(value: float, low: int, high: int) -> int:
+    """Rounded to two digits, unless that would leave the interval."""
+    rounded = round(value, 1 - math.floor(math.log10(value)))
+    return round(rounded) if low <= rounded <= high else round(value)

@@ -1,0 +1,1 @@
+"""Hand cases to worker processes, write shards, resume."""

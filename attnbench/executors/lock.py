@@ -1,0 +1,46 @@
+"""One sweep times on a device at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnbench.errors import UserError
+
+# Where the locks lie; all users of a machine must share it for the lock to mean anything.
+LOCK_FOLDER_VARIABLE = "ATTNBENCH_LOCK_DIR"
+
+
+@contextmanager
+def device_lock(device_id: str) -> Iterator[int]:
+    """Hold the lock of a device; yields the lock's file descriptor.
+
+    A worker inherits the descriptor, so that the lock outlives a killed parent for as long as its worker runs.
+
+    Raises UserError when another sweep holds it.
+    """
+    folder = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir())
+    path = folder / f"attnbench-{re.sub(r'[^A-Za-z0-9.-]+', '-', device_id)}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot open the device lock {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb each other: "
+                "wait for it to end"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)

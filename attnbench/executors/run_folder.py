@@ -1,0 +1,113 @@
+"""The folder of a run: its record, its shards, its merged file; and what may go on in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnbench import store
+from attnbench.errors import UserError
+
+_RECORD = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run on disk. `record` is what run.json says: run_id, sweep, protocol, environment, ceilings, ..."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return str(self.record["run_id"])
+
+    @property
+    def merged(self) -> Path:
+        return self.path / "results.parquet"
+
+    def shard(self, case_id: str) -> Path:
+        return self.path / "shards" / f"{case_id}.parquet"
+
+    def done(self) -> set[str]:
+        """The case_ids that have a shard."""
+        return {file.name.removesuffix(".parquet") for file in (self.path / "shards").glob("*.parquet")}
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Write one finished case; it is safe once this returns."""
+        store.write(store.to_table([row], records={}), self.shard(row["case_id"]))
+
+    def with_record(self, **changes: Any) -> RunFolder:
+        """The same folder with its record extended, on disk too."""
+        record = {**self.record, **changes}
+        _write_json(self.path / _RECORD, record)
+        return RunFolder(path=self.path, record=record)
+
+    def merge(self) -> Path:
+        """Join the shards into `results.parquet`, rows in the order of measurement, the record in the metadata."""
+        table = store.load_table(self.path)
+        rows = sorted(table.to_pylist(), key=lambda r: (r["started_at"] or "", r["case_id"]))
+        store.write(store.to_table(rows, records={self.run_id: dict(self.record)}), self.merged)
+        return self.merged
+
+
+def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolder:
+    """A new run folder, or with `resume` the one that is there, if it is of the same sweep and device.
+
+    Raises UserError when the folder holds another run, is no folder, or cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output folder {path} is a file")
+    there = _read_record(path)
+    if there is None:
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"the output folder {path} is not empty and holds no attnbench run; choose another")
+        try:
+            (path / "shards").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write the output folder {path}: {error.strerror or error}") from error
+        _write_json(path / _RECORD, record)
+        return RunFolder(path=path, record=record)
+    if not resume:
+        raise UserError(
+            f"the output folder {path} already holds the run {there.get('run_id')}; add --resume to go on with it, "
+            "or choose another folder"
+        )
+    for what in ("sweep", "device"):
+        if there.get(what) != record.get(what):
+            raise UserError(
+                f"the run in {path} is of another {what} than this command's, so it cannot be resumed; "
+                "give the same axes and options, or choose another folder"
+            )
+    with contextlib.suppress(FileExistsError):
+        (path / "shards").mkdir()
+    return RunFolder(path=path, record=there)
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        text = (path / _RECORD).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path / _RECORD}: {error.strerror or error}") from error
+    try:
+        record: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / _RECORD} is no readable run record (line {error.lineno}: {error.msg})") from error
+    return record
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

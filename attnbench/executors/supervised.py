@@ -1,0 +1,110 @@
+"""A worker that is there again when it dies: whatever happens to it, a case yields a row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnbench import store
+from attnbench.case import Case, Measurement, Protocol, Status
+from attnbench.errors import UserError
+from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError, WorkerProcess
+from attnbench.registry import find
+
+Row = Mapping[str, Any]
+
+_CEILINGS_LIMIT_S = 120.0
+_GRACE_S = 30.0  # on top of the limits a worker keeps by itself, before it is taken to hang
+
+
+@dataclass
+class SupervisedWorker:
+    """Measures cases one by one in a worker process. One that dies or hangs costs its case; a fresh one goes on."""
+
+    device: str  # "cuda" or "cpu"
+    protocol: Protocol
+    log: Path
+    run_id: str
+    lock: int | None = None  # descriptor of the device lock, for the workers to inherit
+    environment: dict[str, Any] | None = None
+    ceilings: dict[str, Any] | None = None
+    phases_s: dict[str, float] = field(default_factory=dict)
+    _worker: WorkerProcess | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[SupervisedWorker]:
+        """No worker is left behind: an idle one is let go, a busy one killed.
+
+        Raises UserError when no worker starts here at all.
+        """
+        try:
+            self._ready()
+            yield self
+        except BaseException:
+            if self._worker is not None:
+                self._worker.kill()
+            raise
+        else:
+            if self._worker is not None:
+                self._worker.end()
+        finally:
+            self._worker = None
+
+    def measure_ceilings(self) -> None:
+        """Measure the device's ceilings, once, for the rates of all later rows."""
+        if self.ceilings is None:
+            self.ceilings = self._ready().ask({"ceilings": True}, limit_s=_CEILINGS_LIMIT_S)["ceilings"]
+
+    def row(self, case: Case, *, verify_only: bool = False) -> Row:
+        """Measure a case (or only check its output); a dead or hanging worker becomes the row's status."""
+        limit = self.protocol.first_call_limit_s + self.protocol.limit_s + _GRACE_S
+        message = {
+            "measure": case.as_dict(),
+            "protocol": self.protocol.as_dict(),
+            "ceilings": self.ceilings,
+            "run_id": self.run_id,
+            "verify_only": verify_only,
+        }
+        try:
+            worker = self._ready()
+            answer = worker.ask(message, limit_s=limit)
+        except WorkerDiedError as error:
+            self._worker = None
+            return self.unmeasured(case, status=Status.CRASHED, reason=str(error))
+        except WorkerHungError as error:
+            self._worker = None
+            return self.unmeasured(case, status=Status.TIMEOUT, reason=f"{error}: the worker was ended")
+        if answer["lost_device"]:
+            worker.end()
+            self._worker = None
+        for phase, seconds in answer["phases_s"].items():
+            self.phases_s[phase] = self.phases_s.get(phase, 0.0) + seconds
+        row: Row = answer["row"]
+        return row
+
+    def unmeasured(self, case: Case, *, status: Status, reason: str) -> Row:
+        """The row of a case that yielded no measurement."""
+        measurement = Measurement(
+            case=case,
+            status=status,
+            reason=reason,
+            semantics=find(case.mechanism).semantics,
+            device=None if self.environment is None else self.environment["device"],
+        )
+        return store.row(measurement, run_id=self.run_id)
+
+    def _ready(self) -> WorkerProcess:
+        """The worker at hand, or a new one; the first one also tells the environment."""
+        if self._worker is None or not self._worker.alive:
+            try:
+                self._worker = WorkerProcess(device=self.device, log=self.log, inherit=self.lock)
+            except (WorkerDiedError, WorkerHungError) as error:
+                if self.environment is None:
+                    raise UserError(f"no worker process starts on {self.device}: {error} (see {self.log})") from error
+                raise
+            if self.environment is None:
+                self.environment = self._worker.environment
+        return self._worker

@@ -1,0 +1,113 @@
+"""The parent's end of a worker process: start it, ask it, notice when it dies or hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from attnbench.measure.clock import now_s
+
+_START_LIMIT_S = 180.0
+_END_LIMIT_S = 2.0
+
+
+class WorkerDiedError(Exception):
+    """The worker ended without an answer; the text says how, with the last thing it printed."""
+
+
+class WorkerHungError(Exception):
+    """The worker gave no answer within the deadline and was killed."""
+
+
+class WorkerProcess:
+    """One worker. It sits in a session of its own, so that Ctrl-C reaches the parent alone."""
+
+    def __init__(self, *, device: str, log: Path, inherit: int | None = None) -> None:
+        self._log = log
+        self._pending = b""
+        with log.open("ab") as stderr:
+            self._log_start = stderr.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "attnbench.measure.worker", device],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                pass_fds=() if inherit is None else (inherit,),
+            )
+        self.environment: dict[str, Any] = self._answer(limit_s=_START_LIMIT_S)["hello"]
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        """Send one message and wait for its answer.
+
+        Raises WorkerDiedError or WorkerHungError; the worker is gone after either.
+        """
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(message).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+        return self._answer(limit_s=limit_s)
+
+    def end(self) -> None:
+        """Let an idle worker go; kill it if it does not."""
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass  # it is gone already
+        try:
+            self._process.wait(timeout=_END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, and whatever it started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it is gone already
+        self._process.wait()
+
+    def _answer(self, *, limit_s: float) -> dict[str, Any]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        deadline = now_s() + limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._pending:
+                left = deadline - now_s()
+                if left <= 0 or not selector.select(timeout=left):
+                    self.kill()
+                    raise WorkerHungError(f"no answer within {limit_s:.0f} s")
+                piece = os.read(stdout.fileno(), 1 << 16)
+                if not piece:
+                    raise self._death()
+                self._pending += piece
+        line, _, self._pending = self._pending.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _death(self) -> WorkerDiedError:
+        code = self._process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        last = self._last_words()
+        return WorkerDiedError(f"the worker process ended with {how}" + (f"; last output: {last}" if last else ""))
+
+    def _last_words(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].strip()[:300] if lines else ""

@@ -1,0 +1,37 @@
+"""Addresses and loads of tiles of rows, in scan order: forwards, or from the last token to the first."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def first_row(p_x, stride, i_b, i_h, i_n, N, REVERSE: tl.constexpr):
+    """Pointer to row i_n, in scan order, of one head; stride = (batch, head, token); i_b and i_h are
+    int64."""
+    if REVERSE:
+        i_n = N - 1 - i_n
+    return p_x + i_b * stride[0] + i_h * stride[1] + tl.cast(i_n, tl.int64) * stride[2]
+
+
+@triton.jit
+def row_offsets(o_n, stride, INDEX: tl.constexpr, REVERSE: tl.constexpr):
+    """Offsets of a tile's rows o_n from its first, in scan order, in the integer type INDEX."""
+    if REVERSE:
+        o_n = -o_n
+    return o_n.to(INDEX) * stride[2]
+
+
+@triton.jit
+def load_tile(p_x, o_x, m_n, m_x, DTYPE: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_COLUMNS: tl.constexpr):
+    """One [rows, columns] tile; zero where a mask that is in use excludes it."""
+    if MASK_ROWS and MASK_COLUMNS:
+        b_x = tl.load(p_x + o_x, mask=m_n[:, None] & m_x[None, :], other=0.0)
+    elif MASK_ROWS:
+        b_x = tl.load(p_x + o_x, mask=m_n[:, None], other=0.0)
+    elif MASK_COLUMNS:
+        b_x = tl.load(p_x + o_x, mask=m_x[None, :], other=0.0)
+    else:
+        b_x = tl.load(p_x + o_x)
+    return b_x.to(DTYPE)

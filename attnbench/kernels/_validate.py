@@ -1,0 +1,138 @@
+"""What the public calls accept. Each error is one sentence: the tensor, what was expected, what came."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from attnbench.kernels._host import interpreting
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_DIM = 256
+
+# Slopes on a CUDA device whose values were found good -> the version they had. Reading values waits for the
+# device, so it happens once per tensor and version, and never again while the tensor lives unchanged.
+_checked_slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_MAX_CHECKED_SLOPES = 256
+
+
+def _shape(x: torch.Tensor) -> str:
+    return str(list(x.shape))
+
+
+def tensor(name: str, x: object) -> None:
+    """Rejects what is not a tensor."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def runnable(function: str, name: str, x: torch.Tensor) -> None:
+    """Rejects tensors on a device for which the kernels are not compiled."""
+    if x.device.type != "cuda" and not interpreting():
+        raise ValueError(f"{function} needs CUDA tensors; {name} is on {x.device}")
+
+
+def same_device(name: str, x: torch.Tensor, q: torch.Tensor) -> None:
+    """Rejects a tensor that is not on q's device."""
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device, {q.device}; it is on {x.device}")
+
+
+def _head_dim(name: str, x: torch.Tensor) -> None:
+    dim = x.shape[-1]
+    if dim % 16 or not 16 <= dim <= _MAX_DIM:
+        raise ValueError(f"the last dim of {name} must be a multiple of 16 from 16 to {_MAX_DIM}, got {dim}")
+
+
+def qkv(function: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, layout: str) -> None:
+    """Rejects q, k, v that do not agree. layout: the leading dims, `B, H, N` or `B, H`."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        tensor(name, x)
+    runnable(function, "q", q)
+    ndim = layout.count(",") + 2
+    if q.ndim != ndim:
+        raise ValueError(f"q must have the shape [{layout}, D], got {_shape(q)}")
+    if q.dtype not in _DTYPES:
+        raise TypeError(f"q must be float32, float16 or bfloat16, got {q.dtype}")
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {_shape(q)}, got {_shape(k)}")
+    if v.ndim != ndim or v.shape[:-1] != q.shape[:-1]:
+        leading = str(list(q.shape[:-1]))[1:-1]
+        raise ValueError(
+            f"v must have the shape [{layout}, E] with {layout} = {leading} as in q, got {_shape(v)}"
+        )
+    for size, dim in zip(q.shape[:-1], layout.split(", "), strict=True):
+        if size == 0:
+            raise ValueError(f"q must have {dim} of at least 1, got the shape {_shape(q)}")
+    _head_dim("q", q)
+    _head_dim("v", v)
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
+        same_device(name, x, q)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(-1) != 1:
+            raise ValueError(f"the last dim of {name} must have stride 1, got the strides {list(x.stride())}")
+
+
+def state(name: str, x: torch.Tensor, q: torch.Tensor, v: torch.Tensor) -> None:
+    """Rejects what is not an fp32 state [B, H, D, E] for these q and v."""
+    tensor(name, x)
+    expected = [q.shape[0], q.shape[1], q.shape[-1], v.shape[-1]]
+    if list(x.shape) != expected:
+        raise ValueError(f"{name} must have the shape [B, H, D, E] = {expected}, got {_shape(x)}")
+    if x.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {x.dtype}")
+    same_device(name, x, q)
+
+
+def _slope_values(x: torch.Tensor) -> None:
+    good = (x >= 0) & (x < float("inf"))
+    if not bool(good.all()):
+        head = int(torch.nonzero(~good)[0])
+        raise ValueError(f"slopes must be finite and not negative, got slopes[{head}] = {float(x[head])}")
+
+
+def slopes(x: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    """The slopes as the kernels take them: fp32 [H], contiguous, on q's device; or None.
+
+    Values are read at once on the CPU, and once per tensor and version on CUDA, except while a CUDA graph
+    captures, when reading is impossible.
+    """
+    if x is None:
+        return None
+    tensor("slopes", x)
+    heads = q.shape[1]
+    if x.dtype != torch.float32:
+        raise TypeError(f"slopes must be float32, got {x.dtype}")
+    if x.ndim != 1 or x.shape[0] != heads:
+        raise ValueError(f"slopes must have the shape [H] = [{heads}], got {_shape(x)}")
+    if x.device.type == "cpu":
+        _slope_values(x.detach())
+        return x.detach().to(q.device).contiguous()
+    same_device("slopes", x, q)
+    version = 0 if x.is_inference() else x._version  # Inference tensors keep no version.
+    if _checked_slopes.get(x) != version and not torch.cuda.is_current_stream_capturing():
+        _slope_values(x.detach())
+        if len(_checked_slopes) >= _MAX_CHECKED_SLOPES:
+            _checked_slopes.clear()
+        _checked_slopes[x] = version
+    return x.detach().contiguous()
+
+
+def updatable_state(x: torch.Tensor) -> None:
+    """Rejects a state that a kernel cannot update in place: strided last dim, or heads that share memory."""
+    if x.stride(-1) != 1:
+        raise ValueError(f"the last dim of state must have stride 1, got the strides {list(x.stride())}")
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError(f"state must not be an expanded tensor, got the strides {list(x.stride())}")
+
+
+def no_gradient(function: str, **tensors: torch.Tensor) -> None:
+    """Rejects tensors that require a gradient where one would be recorded, and lost."""
+    if torch.is_grad_enabled():
+        for name, x in tensors.items():
+            if x.requires_grad:
+                raise ValueError(
+                    f"{function} has no gradient, but {name} requires one; call it under torch.no_grad()"
+                )

@@ -1,0 +1,124 @@
+"""One step of lightning attention: a token joins a state that does not grow with the context."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from attnbench.kernels import _host, _validate
+from attnbench.kernels._plan import next_power_of_two
+
+__all__ = ["lightning_decode"]
+
+# Columns of the state per program: 128 bytes of each row, so reads stay coalesced and small batches still
+# spread out.
+_BLOCK_E = 32
+_NUM_WARPS = 4
+
+
+@triton.jit(do_not_specialize=["H", "scale"])
+def lightning_decode_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_o,
+    p_state,
+    p_slopes,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_o,
+    stride_state,
+    H,
+    scale,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """One head, one tile of the state's columns: S <- lambda S + k^T v, o = scale * q S."""
+    i_e = tl.program_id(1)
+    i_bh = tl.program_id(0).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    o_d = tl.arange(0, BLOCK_D)
+    o_e = i_e * BLOCK_E + tl.arange(0, BLOCK_E)
+    m_d = o_d < D
+    m_e = o_e < E
+    m_s = m_d[:, None] & m_e[None, :]
+
+    p_s = p_state + i_b * stride_state[0] + i_h * stride_state[1]
+    p_s += o_d.to(tl.int64)[:, None] * stride_state[2] + o_e[None, :]
+    b_s = tl.load(p_s, mask=m_s, other=0.0)  # [BLOCK_D, BLOCK_E]
+    b_q = tl.load(p_q + i_b * stride_q[0] + i_h * stride_q[1] + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_k = tl.load(p_k + i_b * stride_k[0] + i_h * stride_k[1] + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_v = tl.load(p_v + i_b * stride_v[0] + i_h * stride_v[1] + o_e, mask=m_e, other=0.0).to(tl.float32)
+    if p_slopes is not None:
+        b_s *= tl.exp(-tl.load(p_slopes + i_h))
+    b_s += b_k[:, None] * b_v[None, :]
+    tl.store(p_s, b_s, mask=m_s)
+    b_o = tl.sum(b_q[:, None] * b_s, axis=0) * scale  # [BLOCK_E]
+    tl.store(p_o + i_b * stride_o[0] + i_h * stride_o[1] + o_e, b_o, mask=m_e)
+
+
+def lightning_decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    state: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """One token of lightning attention; `state` is updated in place.
+
+        S <- exp(-slope) S + k^T v        o = scale * q S
+
+    The recurrence of arXiv 2401.04658, section 3.1. May be captured in a CUDA graph.
+
+    q, k: [B, H, D]; v: [B, H, E]; float32, float16 or bfloat16, any strides with a unit last one; D and E
+    multiples of 16 up to 256. state: float32 [B, H, D, E], unit last stride; it carries no scale, and it is
+    what lightning_attention_2 returns with return_state. slopes: float32 [H], at least 0, or None for no
+    decay; on q's device for speed. scale: a float.
+
+    Returns o [B, H, E] in v's dtype. It has no gradient: inputs that require one are refused where gradients
+    are recorded.
+
+    Raises TypeError or ValueError, naming the tensor, for a dtype, shape, device, stride or slope that does
+    not fit.
+    """
+    _validate.qkv("lightning_decode", q, k, v, layout="B, H")
+    _validate.state("state", state, q, v)
+    _validate.updatable_state(state)
+    _validate.no_gradient("lightning_decode", q=q, k=k, v=v, state=state)
+    slopes = _validate.slopes(slopes, q)
+    batch, heads, key_dim = q.shape
+    value_dim = v.shape[-1]
+    out = _host.empty_in_order_of(v)
+    with _host.on_device(q.device):
+        _host.launch(
+            lightning_decode_kernel,
+            (batch * heads, triton.cdiv(value_dim, _BLOCK_E)),
+            q,
+            k,
+            v,
+            out,
+            state,
+            slopes,
+            q.stride()[:2],
+            k.stride()[:2],
+            v.stride()[:2],
+            out.stride()[:2],
+            state.stride()[:3],
+            heads,
+            float(scale),
+            D=key_dim,
+            E=value_dim,
+            BLOCK_D=next_power_of_two(key_dim),
+            BLOCK_E=min(_BLOCK_E, next_power_of_two(value_dim)),
+            num_warps=_NUM_WARPS,
+        )
+    if not state.is_inference():
+        torch.autograd.graph.increment_version(state)
+    return out

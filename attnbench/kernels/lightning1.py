@@ -1,0 +1,279 @@
+"""Lightning Attention-1: the left product (q k^T * M) v by tiles, in time quadratic in N.
+
+FlashAttention's loop without its softmax. As for Lightning-2, one kernel serves the forward and all
+gradients: with F the forward and R the same in reversed time, dq = F(do, v, k), dk = R(v, do, q), dv = R(k,
+q, do).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from attnbench.kernels import _host, _validate
+from attnbench.kernels._plan import next_power_of_two
+from attnbench.kernels._tiles import first_row, load_tile, row_offsets
+
+__all__ = ["Tiles", "left_product", "lightning_attention_1"]
+
+
+@triton.jit(do_not_specialize=["N", "H", "scale"])
+def lightning1_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_o,
+    p_slopes,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_o,
+    N,
+    H,
+    scale,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    REVERSE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """One tile of queries of one head, one tile of value columns; keys up to the diagonal, in scan order."""
+    E_TILES: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    MASK_D: tl.constexpr = D != BLOCK_D
+    MASK_E: tl.constexpr = E % BLOCK_E != 0
+    # The longest rows start first, so that the short ones even out the end.
+    i_m = tl.num_programs(1) - 1 - tl.program_id(1)
+    i_e = tl.program_id(0) % E_TILES
+    i_bh = (tl.program_id(0) // E_TILES).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+
+    slope = 0.0
+    if p_slopes is not None:
+        slope = tl.load(p_slopes + i_h)
+
+    i_start = i_m * BLOCK_M
+    o_m = tl.arange(0, BLOCK_M)
+    o_n = tl.arange(0, BLOCK_N)
+    o_d = tl.arange(0, BLOCK_D)
+    o_e = i_e * BLOCK_E + tl.arange(0, BLOCK_E)
+    m_m = o_m < N - i_start
+    m_d = o_d < D
+    m_e = o_e < E
+
+    p_q = first_row(p_q, stride_q, i_b, i_h, i_start, N, REVERSE)
+    p_o = first_row(p_o, stride_o, i_b, i_h, i_start, N, REVERSE)
+    p_k = first_row(p_k, stride_k, i_b, i_h, 0, N, REVERSE)
+    p_v = first_row(p_v, stride_v, i_b, i_h, 0, N, REVERSE)
+    o_q = row_offsets(o_m, stride_q, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_M, BLOCK_D]
+    o_o = row_offsets(o_m, stride_o, INDEX, REVERSE)[:, None] + o_e[None, :]  # [BLOCK_M, BLOCK_E]
+    o_k = row_offsets(o_n, stride_k, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_N, BLOCK_D]
+    o_v = row_offsets(o_n, stride_v, INDEX, REVERSE)[:, None] + o_e[None, :]  # [BLOCK_N, BLOCK_E]
+    step: tl.constexpr = -BLOCK_N if REVERSE else BLOCK_N
+    step_k = tl.cast(stride_k[2], tl.int64) * step
+    step_v = tl.cast(stride_v[2], tl.int64) * step
+
+    b_q = load_tile(p_q, o_q, m_m, m_d, DTYPE, True, MASK_D)
+    b_o = tl.zeros([BLOCK_M, BLOCK_E], dtype=tl.float32)
+
+    # Left of the diagonal lambda^{i-j} splits at the first query and at the end of the key block:
+    # lambda^{i - start} * lambda^{start - end} * lambda^{end - j}, each factor at most 1.
+    b_column = tl.exp(-slope * (BLOCK_N - o_n).to(tl.float32))  # [BLOCK_N]
+    for i_n in range(0, i_start, BLOCK_N):
+        b_k = load_tile(p_k, o_k, o_n, m_d, DTYPE, False, MASK_D)
+        b_v = load_tile(p_v, o_v, o_n, m_e, DTYPE, False, MASK_E)
+        decay = tl.exp(-slope * (i_start - i_n - BLOCK_N).to(tl.float32))
+        b_p = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        b_p *= (b_column * decay)[None, :]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision="ieee")
+        p_k += step_k
+        p_v += step_v
+    b_o *= tl.exp(-slope * o_m.to(tl.float32))[:, None]
+
+    for i_n in tl.range(0, BLOCK_M, BLOCK_N, num_stages=1):
+        m_n = o_n < N - i_start - i_n
+        b_k = load_tile(p_k, o_k, m_n, m_d, DTYPE, True, MASK_D)
+        b_v = load_tile(p_v, o_v, m_n, m_e, DTYPE, True, MASK_E)
+        b_gap = o_m[:, None] - (i_n + o_n)[None, :]  # [BLOCK_M, BLOCK_N]
+        b_mask = tl.where(b_gap >= 0, tl.exp(-slope * tl.maximum(b_gap, 0).to(tl.float32)), 0.0)
+        b_p = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * b_mask  # [BLOCK_M, BLOCK_N]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision="ieee")
+        p_k += step_k
+        p_v += step_v
+
+    tl.store(p_o + o_o, b_o * scale, mask=m_m[:, None] & m_e[None, :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Launch configuration: queries, keys and value columns per tile."""
+
+    block_m: int
+    block_n: int
+    block_e: int
+    num_warps: int
+    num_stages: int
+
+
+# The table of launch configurations: (bytes per element, key dim rounded up to a power of two, at least 64)
+# -> (queries, keys, value columns, warps, stages). fp32 products run on the CUDA cores, so tiles are smaller
+# there.
+_CONFIGS: dict[tuple[int, int], tuple[int, int, int, int, int]] = {
+    (2, 64): (128, 64, 128, 8, 3),
+    (2, 128): (128, 64, 128, 8, 3),
+    (2, 256): (128, 64, 128, 8, 2),
+    (4, 64): (64, 32, 32, 4, 2),
+    (4, 128): (64, 32, 32, 4, 1),
+    (4, 256): (32, 32, 32, 4, 1),
+}
+
+
+def tiles(*, key_dim: int, value_dim: int, element_size: int, shared_memory: int) -> Tiles:
+    """The launch configuration for these dims: the table's, with as many stages as fit the shared memory
+    (bytes)."""
+    block_d = next_power_of_two(key_dim)
+    block_m, block_n, block_e, num_warps, num_stages = _CONFIGS[element_size, max(64, block_d)]
+    block_e = min(block_e, next_power_of_two(value_dim))
+
+    def shared() -> int:
+        return element_size * (block_m * block_d + num_stages * block_n * (block_d + block_e))
+
+    while shared() > shared_memory and (num_stages > 1 or block_m > block_n):
+        if num_stages > 1:
+            num_stages -= 1
+        else:
+            block_m //= 2
+    return Tiles(
+        block_m=block_m, block_n=block_n, block_e=block_e, num_warps=num_warps, num_stages=num_stages
+    )
+
+
+def left_product(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    slopes: torch.Tensor | None,
+    scale: float,
+    reverse: bool = False,
+) -> None:
+    """Launches out = F(q, k, v), or R(q, k, v) with reverse. Nothing is checked or waited for.
+
+    q, k: [B, H, N, D]; v, out: [B, H, N, E]; slopes: fp32 [H] or None.
+    """
+    batch, heads, seq_len, key_dim = q.shape
+    value_dim = v.shape[-1]
+    config = tiles(
+        key_dim=key_dim,
+        value_dim=value_dim,
+        element_size=q.element_size(),
+        shared_memory=_host.limits(q.device).shared_memory,
+    )
+    programs = triton.cdiv(value_dim, config.block_e) * batch * heads
+    with _host.on_device(q.device):
+        _host.launch(
+            lightning1_kernel,
+            (programs, triton.cdiv(seq_len, config.block_m)),
+            p_q=q,
+            p_k=k,
+            p_v=v,
+            p_o=out,
+            p_slopes=slopes,
+            stride_q=q.stride()[:3],
+            stride_k=k.stride()[:3],
+            stride_v=v.stride()[:3],
+            stride_o=out.stride()[:3],
+            N=seq_len,
+            H=heads,
+            scale=scale,
+            D=key_dim,
+            E=value_dim,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_D=next_power_of_two(key_dim),
+            BLOCK_E=config.block_e,
+            REVERSE=reverse,
+            DTYPE=_host.operand_dtype(q.dtype),
+            INDEX=_host.index_dtype(config.block_m, q, k, v, out),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+
+class _LightningAttention1(torch.autograd.Function):
+    """Keeps q, k, v and the slopes for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        slopes: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        out = _host.empty_in_order_of(v)
+        left_product(q, k, v, out=out, slopes=slopes, scale=scale)
+        ctx.save_for_backward(q, k, v, slopes)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: torch.Tensor) -> tuple[Any, ...]:
+        q, k, v, slopes = ctx.saved_tensors
+        need_q, need_k, need_v, _, _ = ctx.needs_input_grad
+        dq = dk = dv = None
+        if do.stride(-1) != 1:
+            do = do.contiguous()
+        if need_q:
+            dq = _host.empty_in_order_of(q)
+            left_product(do, v, k, out=dq, slopes=slopes, scale=ctx.scale)
+        if need_k:
+            dk = _host.empty_in_order_of(k)
+            left_product(v, do, q, out=dk, slopes=slopes, scale=ctx.scale, reverse=True)
+        if need_v:
+            dv = _host.empty_in_order_of(v)
+            left_product(k, q, do, out=dv, slopes=slopes, scale=ctx.scale, reverse=True)
+        return dq, dk, dv, None, None
+
+
+def lightning_attention_1(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Causal linear attention with constant decay by the left product: work quadratic in N, memory linear.
+
+        o_t = scale * sum_{s<=t} exp(-slope (t - s)) (q_t . k_s) v_s
+
+    Lightning Attention-1, the predecessor that arXiv 2401.04658 compares with: tiles of (q k^T * M) v, o
+    written once.
+
+    q, k: [B, H, N, D]; v: [B, H, N, E]; float32, float16 or bfloat16, any strides with a unit last one; D and
+    E multiples of 16 up to 256; N at least 1. slopes: float32 [H], at least 0, or None for no decay; on the
+    CPU or on q's device. scale: a float.
+
+    Returns o [B, H, N, E] in v's dtype, its dimensions in memory in the order of v's. Differentiable in q, k
+    and v.
+
+    Raises TypeError or ValueError, naming the tensor, for a dtype, shape, device, stride or slope that does
+    not fit.
+    """
+    _validate.qkv("lightning_attention_1", q, k, v, layout="B, H, N")
+    slopes = _validate.slopes(slopes, q)
+    out: torch.Tensor = _LightningAttention1.apply(q, k, v, slopes, float(scale))
+    return out

@@ -1,0 +1,118 @@
+"""The one clock: device events on CUDA, the host's monotonic clock on the CPU. Nothing else in the project times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol as Interface
+
+import torch
+
+from attnbench.case import Cache
+
+Call = Callable[[], object]
+
+_FLUSH_FLOOR_BYTES = 256 * 2**20
+_HOST_FLUSH_BYTES = 64 * 2**20
+
+
+class Clock(Interface):
+    """Times a call. Milliseconds throughout."""
+
+    def once(self, call: Call) -> float:
+        """One call on the host's clock, the device idle before and after: what a first call costs a user."""
+
+    def batch(self, call: Call, count: int) -> list[float]:
+        """`count` samples in time order, each with the cache state asked for."""
+
+    def close(self) -> None:
+        """Give back what the clock holds (the flush buffer), so that a memory pass does not see it."""
+
+
+class CudaClock:
+    """CUDA events around each call; with a cold cache, a buffer over twice the L2 is written before each sample.
+
+    The host runs ahead of the device within a batch, so a sample holds launch gaps only where the host really
+    is the slower of the two.
+    """
+
+    def __init__(self, *, device: torch.device, cache: Cache) -> None:
+        self._device = device
+        self._flush: torch.Tensor | None = None
+        if cache is Cache.COLD:
+            l2 = torch.cuda.get_device_properties(device).L2_cache_size
+            size = max(2 * l2, _FLUSH_FLOOR_BYTES)
+            self._flush = torch.empty(size // 4, dtype=torch.int32, device=device)
+
+    def once(self, call: Call) -> float:
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(self._device)
+        return (time.perf_counter() - start) * 1e3
+
+    def batch(self, call: Call, count: int) -> list[float]:
+        pairs = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)
+        ]
+        for start, end in pairs:
+            if self._flush is not None:
+                self._flush.zero_()
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize(self._device)
+        return [start.elapsed_time(end) for start, end in pairs]
+
+    def close(self) -> None:
+        self._flush = None
+
+
+class HostClock:
+    """The host's monotonic clock around each call; with a cold cache, 64 MiB are written before each sample."""
+
+    def __init__(self, *, cache: Cache) -> None:
+        self._flush = torch.empty(_HOST_FLUSH_BYTES // 4, dtype=torch.int32) if cache is Cache.COLD else None
+
+    def once(self, call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+
+    def batch(self, call: Call, count: int) -> list[float]:
+        samples = []
+        for _ in range(count):
+            if self._flush is not None:
+                self._flush.zero_()
+            samples.append(self.once(call))
+        return samples
+
+    def close(self) -> None:
+        self._flush = None
+
+
+def open_clock(*, device: torch.device, cache: Cache) -> Clock:
+    """The clock of a device."""
+    return CudaClock(device=device, cache=cache) if device.type == "cuda" else HostClock(cache=cache)
+
+
+def now_s() -> float:
+    """Seconds on the host's monotonic clock, for deadlines and progress."""
+    return time.monotonic()
+
+
+@dataclass
+class Phases:
+    """Wall seconds spent in each phase of a case, so that a run can say what share of its time was measuring."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

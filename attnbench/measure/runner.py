@@ -1,0 +1,200 @@
+"""One case from inputs to Measurement: build, verify, warm up, time, memory pass, trace pass."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from attnbench.case import Case, Launch, Measurement, Protocol, Status, Timing
+from attnbench.measure.accuracy import check
+from attnbench.measure.ceilings import Ceilings
+from attnbench.measure.clock import Call, Phases, open_clock
+from attnbench.measure.environment import device_name
+from attnbench.measure.inputs import Calls, prepare
+from attnbench.measure.memory import memory_pass
+from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
+from attnbench.measure.telemetry import Recorder, nvml_handle
+from attnbench.measure.trace import kernel_names, missing_kernel
+from attnbench.registry import Mechanism, Provider, find, load_target, support
+from attnbench.semantics import SEMANTICS, minimal_bytes, useful_flops
+
+_HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+def measure(
+    case: Case, *, protocol: Protocol, device: torch.device, ceilings: Ceilings | None, verify_only: bool = False
+) -> Measurement:
+    """Measure one case; whatever goes wrong becomes a status with a reason.
+
+    A case whose output is wrong is `incorrect` and is not timed. With `verify_only` nothing is timed: an `ok`
+    then says that the output is right.
+    """
+    mechanism = find(case.mechanism)
+    blank = Measurement(
+        case=case,
+        status=Status.ERROR,
+        reason="not measured",
+        semantics=mechanism.semantics,
+        device=device_name(device),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+    )
+    provider = support(case, device=device.type)
+    if isinstance(provider, str):
+        return replace(blank, status=Status.UNSUPPORTED, reason=provider)
+    blank = replace(blank, provider=provider.label)
+    phases = Phases()
+    try:
+        bench = _Bench(
+            blank=blank, mechanism=mechanism, provider=provider, protocol=protocol, device=device, phases=phases
+        )
+        done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
+    except CaseTimeoutError as error:
+        done = replace(blank, status=Status.TIMEOUT, reason=str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        done = replace(blank, status=Status.OOM, reason=first_sentence(error))
+    except Exception as error:  # the mechanism's own fault, whatever it is: a row with a reason, and the sweep goes on
+        out_of_memory = any(words in str(error) for words in _HOST_OUT_OF_MEMORY)
+        status = Status.OOM if out_of_memory else _status_of(error)
+        done = replace(blank, status=status, reason=f"{type(error).__name__}: {first_sentence(error)}")
+    finally:
+        gc.collect()
+    return replace(done, phases_s=phases.seconds)
+
+
+def first_sentence(error: BaseException) -> str:
+    """An error's text on one line, cut where it starts to ramble."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _status_of(error: Exception) -> Status:
+    """An import that fails or a form that a library refuses is `unsupported`; the rest is an `error`."""
+    refused = isinstance(error, (ImportError, NotImplementedError)) or "No available kernel" in str(error)
+    return Status.UNSUPPORTED if refused else Status.ERROR
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """A case with everything that measuring it needs."""
+
+    blank: Measurement
+    mechanism: Mechanism
+    provider: Provider
+    protocol: Protocol
+    device: torch.device
+    phases: Phases
+
+    @property
+    def case(self) -> Case:
+        return self.blank.case
+
+    def prepare(self) -> Calls:
+        return prepare(
+            self.case,
+            provider=self.provider,
+            semantics=SEMANTICS[self.mechanism.semantics],
+            device=self.device,
+            seed=self.protocol.seed,
+        )
+
+    def verified(self) -> Measurement:
+        """Run once and check: status `ok`, or `incorrect`, with the errors."""
+        with self.phases("build"):
+            calls = self.prepare()
+        return self._checked(calls, first_call_ms=None)
+
+    def _checked(self, calls: Calls, *, first_call_ms: float | None) -> Measurement:
+        with self.phases("verify"):
+            verdict = check(
+                self.case, calls=calls, semantics=SEMANTICS[self.mechanism.semantics], device=self.device
+            )
+        return replace(
+            self.blank,
+            status=Status.OK if verdict.fault is None else Status.INCORRECT,
+            reason=verdict.fault,
+            first_call_ms=first_call_ms,
+            accuracy=verdict.accuracy,
+        )
+
+    def measured(self, *, ceilings: Ceilings | None) -> Measurement:
+        """The whole way: build, first call, verify, warm up, sample, trace, memory."""
+        with self.phases("build"):
+            calls = self.prepare()
+        clock = open_clock(device=self.device, cache=self.protocol.cache)
+        with self.phases("first-call"):
+            first_call_ms = clock.once(calls.once(self.case.workload))
+        checked = self._checked(calls, first_call_ms=first_call_ms)
+        if checked.status is not Status.OK:
+            return checked
+        call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
+        recorder = Recorder(handle=nvml_handle(self.device))
+        with self.phases("warm-up"):
+            estimate = warm_up(call, clock=clock, protocol=self.protocol)
+        with self.phases("sample"):
+            timing = collect(
+                call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
+            )
+        clock.close()
+        with self.phases("trace"):
+            kernels = kernel_names(call, device=self.device)
+        del call, calls
+        pattern = self.provider.kernels if self.device.type == "cuda" else None
+        stray = missing_kernel(kernels, pattern=pattern)
+        if stray is not None:
+            return replace(checked, status=Status.INCORRECT, reason=stray, kernels=kernels)
+        with self.phases("memory"):
+            memory = memory_pass(
+                self.case, prepare=self.prepare, device=self.device, state_bytes=self._state_bytes()
+            )
+        config = self._asked(self.provider.describe)
+        return replace(
+            checked,
+            timing=timing,
+            **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
+            memory=memory,
+            telemetry=recorder.condense(median_ms=timing.median_ms),
+            kernels=kernels,
+            config=None if config is None else json.dumps(config, sort_keys=True),
+        )
+
+    def _state_bytes(self) -> int | None:
+        """A quadratic mechanism carries no state; of the others only the provider knows."""
+        if self.mechanism.cost == "N^2":
+            return 0
+        states: int | None = self._asked(self.provider.state_bytes)
+        return states
+
+    def _asked(self, target: str | None) -> Any | None:
+        return None if target is None else load_target(target)(self.case, self.device)
+
+
+def _launched(call: Call, *, launch: Launch) -> Call:
+    """The call as it is timed: as it stands, or captured once and replayed as a CUDA graph."""
+    if launch is Launch.EAGER:
+        return call
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # capture wants a warm call on a side stream first
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, float | None]:
+    flops = useful_flops(case, cost=mechanism.cost)
+    moved = minimal_bytes(case)
+    seconds = timing.median_ms * 1e-3
+    bound = None if ceilings is None else ceilings.bound_ms(case, flops=flops, moved_bytes=moved)
+    return {
+        "tflops": flops / seconds / 1e12,
+        "gbps": moved / seconds / 1e9,
+        "roofline": None if bound is None else bound / timing.median_ms,
+    }

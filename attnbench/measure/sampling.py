@@ -1,0 +1,67 @@
+"""When to stop sampling, and what the samples say. The rules are those of `Protocol`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnbench.case import Protocol, Timing
+from attnbench.measure.clock import Call, Clock, now_s
+from attnbench.stats import relative_half_width, summarize
+
+_BATCH_MS = 60.0  # device work between two looks at the stopping rule and at the telemetry
+_BATCH_MAX = 200
+
+
+class CaseTimeoutError(Exception):
+    """The floor of samples does not fit the case limit; the text says by how much."""
+
+
+def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
+    """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
+
+    Raises CaseTimeoutError when the floor of samples would not fit into `limit_s`.
+    """
+    estimate = clock.once(call)
+    needed = protocol.min_samples_floor * estimate / 1e3
+    if needed > protocol.limit_s:
+        raise CaseTimeoutError(
+            f"one call takes {estimate / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
+            f"limit of {protocol.limit_s:g} s"
+        )
+    deadline = now_s() + protocol.warmup_s
+    while now_s() < deadline:
+        estimate = min(estimate, *clock.batch(call, _batch_size(estimate, at_most=20)))
+    return estimate
+
+
+def collect(
+    call: Call, *, clock: Clock, protocol: Protocol, estimate_ms: float, after_batch: Callable[[], None]
+) -> Timing:
+    """Sample until the rule of `protocol` is met; all samples are kept, in time order.
+
+    The rule: at least `min_samples` and `min_device_s`, until the 95 % interval of the median is within
+    `ci_half_width`; at most `max_samples` and `cap_s`, though never fewer than `min_samples_floor`.
+
+    Raises CaseTimeoutError when `limit_s` passes before the floor is reached.
+    """
+    samples: list[float] = []
+    start = now_s()
+    while True:
+        room = protocol.max_samples - len(samples)
+        samples += clock.batch(call, min(_batch_size(estimate_ms, at_most=_BATCH_MAX), room))
+        after_batch()
+        elapsed, count = now_s() - start, len(samples)
+        settled = (
+            count >= protocol.min_samples
+            and elapsed >= protocol.min_device_s
+            and relative_half_width(samples) <= protocol.ci_half_width
+        )
+        capped = elapsed >= protocol.cap_s and count >= protocol.min_samples_floor
+        if settled or capped or count >= protocol.max_samples:
+            return summarize(samples)
+        if elapsed > protocol.limit_s:
+            raise CaseTimeoutError(f"{count} samples in {elapsed:.1f} s, over the case limit of {protocol.limit_s:g} s")
+
+
+def _batch_size(estimate_ms: float, *, at_most: int) -> int:
+    return max(1, min(at_most, int(_BATCH_MS / max(estimate_ms, 1e-3))))

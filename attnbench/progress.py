@@ -1,0 +1,64 @@
+"""What a user sees while cases run: a line per finished case, a bar, and the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from attnbench.case import Case
+from attnbench.executors.supervised import Row
+
+
+class Ticker:
+    """Tells the console of cases as they start and finish."""
+
+    def __init__(self, *, console: Console, progress: Progress | None, total: int) -> None:
+        self._console = console
+        self._progress = progress
+        self._total = total
+        self._count = 0
+        self._task = None if progress is None else progress.add_task("starting a worker", total=total)
+
+    def started(self, case: Case) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=case.case_id)
+
+    def finished(self, row: Row) -> None:
+        self._count += 1
+        count = "" if self._progress is not None else f"[{self._count}/{self._total}] "
+        self._console.print(count + describe(row), markup=False, highlight=False, soft_wrap=True)
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task)
+
+
+@contextmanager
+def ticking(console: Console, *, total: int) -> Iterator[Ticker]:
+    """A bar with the time left on a terminal; plain numbered lines elsewhere."""
+    if not console.is_terminal:
+        yield Ticker(console=console, progress=None, total=total)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        yield Ticker(console=console, progress=progress, total=total)
+
+
+def describe(row: Row) -> str:
+    """One finished case on one line."""
+    name = str(row["case_id"])
+    if row["median_ms"] is not None:
+        return f"{name}: {row['median_ms']:.4g} ms, {row['tokens_per_s'] / 1e6:.4g} M tokens/s"
+    if row["status"] == "ok":
+        errors = (row[f"rel_err_{n}"] for n in ("o", "dq", "dk", "dv"))
+        return f"{name}: right, largest error {max(e for e in errors if e is not None):.1e}"
+    return f"{name}: {row['status']}: {row['reason']}"

@@ -1,0 +1,115 @@
+"""What is derived from the samples of one case: quantiles and the interval of the median."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from attnbench.case import Timing
+
+CONFIDENCE = 0.95
+
+Samples = Sequence[float] | npt.NDArray[np.floating]
+
+
+def summarize(samples_ms: Samples) -> Timing:
+    """The samples of one case, in milliseconds and in time order, with median, p10, p90 and 95 % interval.
+
+    No sample is removed. p10 and p90 are interpolated linearly between order statistics.
+
+    Raises ValueError when there is no sample, or one that is not finite.
+    """
+    ordered = _ordered(samples_ms)
+    p10, median, p90 = np.quantile(ordered, (0.1, 0.5, 0.9))
+    low, high = _interval(ordered, confidence=CONFIDENCE)
+    return Timing(
+        samples_ms=tuple(float(sample) for sample in samples_ms),
+        median_ms=float(median),
+        p10_ms=float(p10),
+        p90_ms=float(p90),
+        ci_low_ms=low,
+        ci_high_ms=high,
+    )
+
+
+def median_interval(samples: Samples, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """A confidence interval of the median, in the unit of the samples, whatever their distribution.
+
+    The interval between two order statistics of equal rank from either end. It misses the true median only
+    when too few samples fall on one side of it, and how many do is binomial with p = 1/2 (David and Nagaraja,
+    Order Statistics, 3rd edition, section 7.1). Coverage is at least `confidence` for independent samples;
+    ties only raise it.
+
+    With fewer samples than `smallest_count` (6 at 95 %) no such interval exists: then it is all that was
+    seen, (min, max), whose coverage is 1 - 2^(1-n); one sample gives (x, x).
+
+    Raises ValueError when there is no sample, one that is not finite, or a confidence outside (0, 1).
+    """
+    return _interval(_ordered(samples), confidence=confidence)
+
+
+def relative_half_width(samples: Samples) -> float:
+    """How far the 95 % interval of the median reaches from the median, at its farther end, over the median.
+
+    0.005 means that the interval lies within +-0.5 %. Infinite while there are too few samples for a 95 %
+    interval (fewer than 6) or the median is 0: a rule that stops on a small value must not stop there.
+
+    Raises ValueError when there is no sample, or one that is not finite.
+    """
+    ordered = _ordered(samples)
+    median = float(np.median(ordered))
+    if len(ordered) < smallest_count(CONFIDENCE) or median == 0:
+        return math.inf
+    low, high = _interval(ordered, confidence=CONFIDENCE)
+    return max(high - median, median - low) / abs(median)
+
+
+@cache
+def smallest_count(confidence: float = CONFIDENCE) -> int:
+    """The fewest samples for which (min, max) covers the median with that confidence: 6 for 95 %.
+
+    Raises ValueError for a confidence outside (0, 1).
+    """
+    _check(confidence)
+    count = 1
+    while 2 / 2**count > 1 - confidence:
+        count += 1
+    return count
+
+
+def _interval(ordered: npt.NDArray[np.float64], *, confidence: float) -> tuple[float, float]:
+    rank = _rank(len(ordered), confidence)
+    return float(ordered[rank]), float(ordered[len(ordered) - 1 - rank])
+
+
+@cache
+def _rank(count: int, confidence: float) -> int:
+    """How many samples lie outside the interval at either end (0 when there are too few for any)."""
+    _check(confidence)
+    # Counts of outcomes of `count` fair coins, as exact integers: 2^-2000 is no double.
+    outcomes = 2**count
+    ways, tail, rank = 1, 1, 0  # ways: exactly `rank` heads; tail: at most `rank` heads
+    while True:
+        ways = ways * (count - rank) // (rank + 1)
+        tail += ways
+        if 2 * tail / outcomes > 1 - confidence:
+            return rank
+        rank += 1
+
+
+def _ordered(samples: Samples) -> npt.NDArray[np.float64]:
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    if ordered.ndim != 1 or not len(ordered):
+        raise ValueError("expected a list of at least one sample")
+    if not np.isfinite(ordered).all():
+        raise ValueError("a sample is not finite")
+    return ordered
+
+
+def _check(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")

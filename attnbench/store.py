@@ -1,0 +1,209 @@
+"""The Parquet schema, its version and migrations; shards, runs, reading and merging.
+
+A run is a folder: `run.json` (its record), `shards/` (one file per finished case, written by rename) and, once
+merged, `results.parquet`, which alone holds everything: rows, and the record in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attnbench.case import Measurement
+from attnbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+VERSION_KEY = b"attnbench.schema_version"
+RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
+
+_S, _I, _F, _STRINGS = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.string())
+
+GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {
+    "identity": {
+        "case_id": _S, "run_id": _S, "mechanism": _S, "semantics": _S, "provider": _S, "workload": _S,
+        "batch": _I, "heads": _I, "kv_heads": _I, "seq_len": _I, "head_dim": _I, "value_dim": _I,
+        "dtype": _S, "causal": pa.bool_(), "device": _S,
+    },
+    "outcome": {"status": _S, "reason": _S, "started_at": _S},
+    "time": {
+        "samples_ms": pa.list_(pa.float32()), "median_ms": _F, "p10_ms": _F, "p90_ms": _F,
+        "ci_low_ms": _F, "ci_high_ms": _F, "first_call_ms": _F,
+    },
+    "rates": {"tokens_per_s": _F, "tflops": _F, "gbps": _F, "roofline": _F},
+    "memory": {
+        "input_bytes": _I, "output_bytes": _I, "saved_bytes": _I, "state_bytes": _I, "workspace_bytes": _I,
+        "peak_bytes": _I, "reserved_bytes": _I,
+    },
+    "accuracy": {"rel_err_o": _F, "rel_err_dq": _F, "rel_err_dk": _F, "rel_err_dv": _F},
+    "proof": {"kernels": _STRINGS, "config": _S},
+    "telemetry": {
+        "sm_clock_mhz": _F, "mem_clock_mhz": _F, "power_w": _F, "temperature_c": _F,
+        "throttle": _STRINGS, "energy_j": _F,
+    },
+}  # fmt: skip
+
+COLUMNS: Mapping[str, pa.DataType] = {name: kind for group in GROUPS.values() for name, kind in group.items()}
+
+_NOT_NULL = ("case_id", "run_id", "mechanism", "workload", "status")
+SCHEMA = pa.schema([pa.field(name, kind, nullable=name not in _NOT_NULL) for name, kind in COLUMNS.items()])
+
+# version n -> the function that turns a table of version n into one of version n + 1
+MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {}
+
+
+def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
+    """One row by the schema; what a measurement does not know is None.
+
+    Raises ValueError for a number that is not finite: an unknown is null, never NaN.
+    """
+    m, case, timing = measurement, measurement.case, measurement.timing
+    values: dict[str, Any] = {
+        **{name: getattr(case, name) for name in GROUPS["identity"] if hasattr(case, name)},
+        "workload": str(case.workload),
+        "run_id": run_id,
+        "semantics": m.semantics,
+        "provider": m.provider,
+        "device": m.device,
+        "status": str(m.status),
+        "reason": m.reason,
+        "started_at": m.started_at,
+        "first_call_ms": m.first_call_ms,
+        "tokens_per_s": m.tokens_per_s,
+        "tflops": m.tflops,
+        "gbps": m.gbps,
+        "roofline": m.roofline,
+        "kernels": None if m.kernels is None else list(m.kernels),
+        "config": m.config,
+    }
+    if timing is not None:
+        values |= {name: getattr(timing, name) for name in GROUPS["time"] if hasattr(timing, name)}
+        values["samples_ms"] = list(timing.samples_ms)
+    for part, group in ((m.memory, "memory"), (m.accuracy, "accuracy"), (m.telemetry, "telemetry")):
+        values |= {name: getattr(part, name) for name in GROUPS[group]}
+    if values["throttle"] is not None:
+        values["throttle"] = list(values["throttle"])
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{case.case_id}: {name} is {value}; an unknown value must be None")
+    return {name: values.get(name) for name in COLUMNS}
+
+
+def to_table(rows: Sequence[Mapping[str, Any]], *, records: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Rows and the records of their runs as a table with the schema's version in its metadata."""
+    metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), RECORDS_KEY: json.dumps(records).encode()}
+    return pa.Table.from_pylist([dict(r) for r in rows], schema=SCHEMA.with_metadata(metadata))
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file so that it is there whole or not at all.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, partial, compression="zstd")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> pa.Table:
+    """Read one Parquet file of ours, migrated to the present schema version.
+
+    Raises UserError for a file that is missing, truncated, foreign, or of a newer version.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no results file at {path}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no readable Parquet file (truncated or of another kind): {error}") from error
+    stated = (table.schema.metadata or {}).get(VERSION_KEY)
+    if stated is None:
+        raise UserError(f"{path} is a Parquet file, but not one of attnbench (it states no schema version)")
+    version = int(stated)
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}, and this attnbench reads up to {SCHEMA_VERSION}: update attnbench"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        table = MIGRATIONS[step](table)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)} of schema version {version}")
+    return table.select(list(COLUMNS))
+
+
+def records(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """The records of the runs in a table, by run_id."""
+    found: dict[str, dict[str, Any]] = json.loads((table.schema.metadata or {}).get(RECORDS_KEY, b"{}"))
+    return found
+
+
+def merge(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of many, the records of all their runs kept. The tables are of the present schema version."""
+    tables = list(tables)
+    joined: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        joined |= records(table)
+    metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), RECORDS_KEY: json.dumps(joined).encode()}
+    bare = [table.replace_schema_metadata(None).cast(SCHEMA) for table in tables]
+    whole = pa.concat_tables(bare) if bare else SCHEMA.empty_table()
+    return whole.replace_schema_metadata(metadata)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The Parquet files behind a path: a file, a run folder (merged or not), or a folder of files and runs.
+
+    Raises UserError when there is nothing to read.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no results file or folder at {path}")
+    shards = sorted((path / "shards").glob("*.parquet"))
+    if shards:  # the shards are the truth; a merged file beside them may be of an earlier moment
+        return shards
+    found = sorted(path.glob("*.parquet")) or [f for run in sorted(path.glob("*/run.json")) for f in files_of(run.parent)]
+    if not found:
+        raise UserError(f"{path} holds no results (no Parquet file, no shards)")
+    return found
+
+
+def load_table(paths: Path | str | Iterable[Path | str]) -> pa.Table:
+    """One or many runs as one table: files, run folders, or folders of them.
+
+    Raises UserError as `read` and `files_of` do.
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    return merge(read(file) for path in given for file in files_of(Path(path)))
+
+
+def load_results(paths: Path | str | Iterable[Path | str]) -> pd.DataFrame:
+    """One or many runs as a pandas frame with the schema's columns; unknown values are null.
+
+    `frame.attrs["runs"]` holds the runs' records (environment, protocol, ceilings, ...) by run_id.
+
+    Raises UserError when a path holds no results, or a file is truncated, foreign or of a newer schema.
+    """
+    import pandas as pd
+
+    table = load_table(paths)
+    whole_numbers = {pa.int64(): pd.Int64Dtype()}  # without this a null would turn counts into floats
+    frame = table.to_pandas(types_mapper=whole_numbers.get)
+    frame.attrs = {"runs": records(table)}
+    return frame

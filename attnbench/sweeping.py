@@ -1,0 +1,95 @@
+"""One sweep from its cases to its merged Parquet: the run's record, the lock, the executor, the merge."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from attnbench.case import Case
+from attnbench.errors import UserError
+from attnbench.executors.local import LocalExecutor
+from attnbench.executors.lock import device_lock
+from attnbench.executors.run_folder import RunFolder, open_run
+from attnbench.executors.supervised import SupervisedWorker
+from attnbench.progress import ticking
+from attnbench.store import SCHEMA_VERSION
+from attnbench.sweeps.loader import Sweep
+from attnbench.version import __version__
+
+
+class InterruptedSweepError(Exception):
+    """Ctrl-C: what was measured is on disk."""
+
+    def __init__(self, *, done: int, total: int, path: Path) -> None:
+        super().__init__(f"stopped: {done} of {total} cases are measured and safe in {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where a finished sweep lies, and what it took."""
+
+    folder: RunFolder
+    results: Path
+    effort: dict[str, Any] | None
+
+    @property
+    def measuring_share(self) -> float | None:
+        """Share of the wall time that went to warm-up and samples; None when nothing was measured."""
+        if self.effort is None or not self.effort["wall_s"]:
+            return None
+        phases = self.effort["phases_s"]
+        return (phases.get("warm-up", 0.0) + phases.get("sample", 0.0)) / self.effort["wall_s"]
+
+
+def run_sweep(
+    sweep: Sweep, cases: Sequence[Case], *, path: Path, resume: bool, command: Sequence[str], console: Console
+) -> Outcome:
+    """Measure a sweep's cases into the run folder `path`.
+
+    Raises UserError for a folder that holds something else, a busy device, or a machine where no worker starts;
+    InterruptedSweepError on Ctrl-C.
+    """
+    if not cases:
+        raise UserError(f"the sweep {sweep.name} has no cases")
+    folder = open_run(path, record=_record(sweep, command=command), resume=resume)
+    missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
+    try:
+        with device_lock(sweep.device) as lock:
+            worker = SupervisedWorker(
+                device=sweep.device, protocol=sweep.protocol, log=path / "worker.log", run_id=folder.run_id, lock=lock
+            )
+            executor = LocalExecutor(folder=folder, worker=worker)
+            with ticking(console, total=missing) as ticker:
+                executor.run(cases, started=ticker.started, finished=ticker.finished)
+    except KeyboardInterrupt:
+        raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
+    folder = executor.folder
+    return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"))
+
+
+def default_folder(sweep: Sweep) -> Path:
+    """`runs/<sweep>-<date>-<time>`, below the current folder."""
+    return Path("runs") / f"{sweep.name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def _record(sweep: Sweep, *, command: Sequence[str]) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC)
+    asked = sweep.as_dict()
+    return {
+        "run_id": f"{sweep.name}-{now.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(3)}",
+        "schema_version": SCHEMA_VERSION,
+        "attnbench": __version__,
+        "created_at": now.isoformat(timespec="seconds"),
+        "command": list(command),
+        "device": sweep.device,
+        "sweep": asked,
+        "protocol": asked["protocol"],
+        "environment": None,  # the first worker tells it
+        "ceilings": None,
+    }

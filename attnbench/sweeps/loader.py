@@ -1,0 +1,490 @@
+"""From a sweep (a preset's name or a TOML file) to cases.
+
+    description = "what the sweep answers"
+    mechanism = ["lightning2", "flash2"]
+    workload = ["fwd", "bwd"]
+    dtype = ["bf16"]
+    seq_len = ["1k", "2k", 4096]    # k = 1024, M = 1024 * 1024
+    heads = [16]
+    head_dim = [128]
+    batch = [4]                     # or tokens = "1M": constant tokens, batch = tokens / seq_len
+    value_dim = [128]               # optional; default: the same as head_dim
+    kv_heads = [4]                  # optional; default: the same as heads
+
+    [protocol]                      # optional: fields of attnbench.case.Protocol
+    limit_s = 10
+
+    [cpu]                           # optional: what replaces the keys above on a machine without a GPU
+    seq_len = [256, 512]
+    [cpu.protocol]
+    limit_s = 3
+
+An irregular list of shapes replaces batch, tokens, heads, seq_len and head_dim:
+
+    shapes = [[4, 16, "8k", 128], [1, 32, "32k", 64]]    # [batch, heads, seq_len, head_dim]
+
+A single value may stand for a list of one. Three layers are read by the same rules, a later one replacing
+keys of an earlier one: the file, its [cpu] table, the command line. The same quantity given in another way is
+replaced too: batch by tokens, the axes by shapes, and the reverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
+
+from attnbench.case import DTYPES, Case, Protocol, Workload
+from attnbench.errors import UserError, nearest, unknown
+from attnbench.registry import mechanisms
+from attnbench.sweeps.values import parse_names, parse_size, parse_sizes, shown
+
+Device = Literal["cuda", "cpu"]
+Shape = tuple[int, int, int, int]  # batch, heads, seq_len, head_dim
+Where = Callable[[str], str]  # a key's place as an error sentence names it: "my.toml, line 4: seq_len"
+Places = Callable[..., Where]  # the same for the keys of a table: places("cpu", "protocol")("limit_s")
+Given = str | int | Sequence[str | int] | None
+
+SHAPE_KEYS = ("batch", "tokens", "heads", "seq_len", "head_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What varies: `shapes`, or seq_len, heads, head_dim and one of batch and tokens.
+
+    () and None: not given. value_dim and kv_heads are then the same as head_dim and heads.
+    """
+
+    mechanism: tuple[str, ...]
+    workload: tuple[Workload, ...]
+    dtype: tuple[str, ...]
+    seq_len: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    tokens: int | None = None
+    heads: tuple[int, ...] = ()
+    head_dim: tuple[int, ...] = ()
+    value_dim: tuple[int, ...] = ()
+    kv_heads: tuple[int, ...] = ()
+    shapes: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What the command line says instead of the sweep, as typed ("1k,2k", ["fwd", "bwd"]) or parsed.
+
+    None: nothing. `protocol` holds fields of Protocol by name, numbers as numbers.
+    """
+
+    mechanism: Given = None
+    workload: Given = None
+    dtype: Given = None
+    seq_len: Given = None
+    batch: Given = None
+    tokens: Given = None
+    heads: Given = None
+    head_dim: Given = None
+    value_dim: Given = None
+    kv_heads: Given = None
+    protocol: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A named grid of cases for one kind of device, and how each is measured."""
+
+    name: str
+    description: str
+    device: Device
+    axes: Axes
+    protocol: Protocol
+
+    def cases(self) -> tuple[Case, ...]:
+        """The cases in the order of measurement, shape by shape, so that mechanisms are timed side by side.
+
+        Outermost first: dtype, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
+        mechanism. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape.
+        """
+        return tuple(
+            Case(
+                mechanism=mechanism,
+                workload=workload,
+                batch=batch,
+                heads=heads,
+                seq_len=seq_len,
+                head_dim=head_dim,
+                dtype=dtype,
+                kv_heads=kv_heads,
+                value_dim=value_dim,
+            )
+            for dtype in self.axes.dtype
+            for (batch, heads, seq_len, head_dim), value_dim, kv_heads in _shapes(self.axes)
+            for workload in self.axes.workload
+            for mechanism in self.axes.mechanism
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was asked, in types that JSON has; axes that were not given are left out."""
+        axes = {key: _plain(value) for key, value in vars(self.axes).items() if value not in ((), None)}
+        protocol = {key: _plain(value) for key, value in self.protocol.as_dict().items()}
+        return {
+            "name": self.name,
+            "description": self.description,
+            "device": self.device,
+            "axes": axes,
+            "protocol": protocol,
+        }
+
+
+def preset_names() -> tuple[str, ...]:
+    """The sweeps that come with attnbench, in alphabetical order."""
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in _presets() if entry.name.endswith(".toml"))
+    )
+
+
+def load(name_or_path: str | Path, *, device: Device, overrides: Overrides | None = None) -> Sweep:
+    """The sweep of that name, or of the TOML file at that path (it ends with .toml or has a separator).
+
+    The [cpu] table is checked on every device. Raises UserError, with the place and the reason in one
+    sentence, for whatever keeps the sweep from yielding cases.
+    """
+    file = _open(name_or_path)
+    keys, protocol = _layer(_Document, file.parse(), places=file.places)
+    description, cpu = keys.pop("description", ""), keys.pop("cpu", {})
+    cpu_keys, cpu_protocol = _layer(_Table, cpu, places=file.places, table=("cpu",))
+    if device == "cpu":
+        keys, protocol = _replace(keys, cpu_keys), protocol | cpu_protocol
+    asked = {key: value for key, value in vars(overrides or Overrides()).items() if value is not None}
+    own_keys, own_protocol = _layer(_Table, asked, places=_flags)
+    for key in SHAPE_KEYS:
+        if "shapes" in keys and key in own_keys:
+            raise UserError(
+                f"{_flag(key)}: {file.label} lists its shapes one by one; choose a sweep with axes instead"
+            )
+    keys, protocol = _replace(keys, own_keys), protocol | own_protocol
+    _complete(keys, label=file.label)
+    sweep = Sweep(
+        name=file.stem,
+        description=description,
+        device=device,
+        axes=Axes(**keys),
+        protocol=Protocol(**protocol),
+    )
+    _consistent(sweep, label=file.label)
+    return sweep
+
+
+# The layers: which keys there are, and what a value must be.
+
+
+def _sizes(value: object, info: ValidationInfo) -> tuple[int, ...]:
+    return parse_sizes(value, axis=_place(info))
+
+
+def _size(value: object, info: ValidationInfo) -> int:
+    return parse_size(value, axis=_place(info))
+
+
+def _mechanisms(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    return parse_names(value, kind="mechanism", choices=mechanisms(), axis=_place(info))
+
+
+def _workloads(value: object, info: ValidationInfo) -> tuple[Workload, ...]:
+    names = parse_names(value, kind="workload", choices=[str(w) for w in Workload], axis=_place(info))
+    return tuple(Workload(name) for name in names)
+
+
+def _dtypes(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    return parse_names(value, kind="dtype", choices=DTYPES, axis=_place(info))
+
+
+def _shape_list(value: object, info: ValidationInfo) -> tuple[Shape, ...]:
+    place = _place(info)
+    if value == []:
+        raise UserError(f"{place}: empty grid: give at least one shape")
+    shapes: dict[Shape, None] = {}
+    for row in value if isinstance(value, list) else [value]:
+        if not isinstance(row, list) or len(row) != 4:
+            raise UserError(f"{place}: expected rows of [batch, heads, seq_len, head_dim], got {shown(row)}")
+        batch, heads, seq_len, head_dim = (parse_size(item, axis=place) for item in row)
+        shapes[batch, heads, seq_len, head_dim] = None
+    return tuple(shapes)
+
+
+def _place(info: ValidationInfo) -> str:
+    """The key under validation as an error sentence names it; the layer's `Where` travels as the context."""
+    return cast(Where, info.context)(str(info.field_name))
+
+
+Sizes = Annotated[tuple[int, ...], BeforeValidator(_sizes)]
+
+
+class _Table(BaseModel):
+    """The axes, all of them optional here: completeness is a matter of the layers together."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mechanism: Annotated[tuple[str, ...], BeforeValidator(_mechanisms)] = ()
+    workload: Annotated[tuple[Workload, ...], BeforeValidator(_workloads)] = ()
+    dtype: Annotated[tuple[str, ...], BeforeValidator(_dtypes)] = ()
+    seq_len: Sizes = ()
+    batch: Sizes = ()
+    tokens: Annotated[int | None, BeforeValidator(_size)] = None
+    heads: Sizes = ()
+    head_dim: Sizes = ()
+    value_dim: Sizes = ()
+    kv_heads: Sizes = ()
+    shapes: Annotated[tuple[Shape, ...], BeforeValidator(_shape_list)] = ()
+    protocol: dict[str, Any] = {}
+
+
+class _Document(_Table):
+    """A whole file."""
+
+    description: str = ""
+    cpu: dict[str, Any] = {}
+
+
+_MAY_BE_ZERO = {"min_device_s", "ci_half_width", "warmup_s", "pause_s", "seed"}
+
+
+def _protocol_field(name: str, kind: type, default: object) -> Any:
+    """One field of Protocol with its bounds; choices are given as text, numbers never are."""
+    if kind not in (int, float):
+        return Annotated[kind, Field(strict=False)], default
+    bounds = Field(strict=True, ge=0) if name in _MAY_BE_ZERO else Field(strict=True, gt=0)
+    return Annotated[kind, bounds], default
+
+
+_ProtocolTable: type[BaseModel] = create_model(
+    "_ProtocolTable",
+    __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+    **{
+        name: _protocol_field(name, kind, getattr(Protocol, name))
+        for name, kind in get_type_hints(Protocol).items()
+    },
+)
+
+
+def _check(model: type[BaseModel], values: dict[str, Any], *, where: Where) -> dict[str, Any]:
+    """The keys that were given, parsed.
+
+    Raises UserError for the first thing that is wrong.
+    """
+    try:
+        table = model.model_validate(values, context=where)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = where(str(first["loc"][0]))
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{place}: unknown key; {nearest(str(first['loc'][0]), model.model_fields)}"
+            ) from None
+        if first["type"] == "dict_type":
+            raise UserError(f"{place} should be a table, got {shown(first['input'])}") from None
+        message = first["msg"].removeprefix("Input ")
+        raise UserError(f"{place} {message}, got {shown(first['input'])}") from None
+    return {key: getattr(table, key) for key in table.model_fields_set}
+
+
+def _layer(
+    model: type[_Table], values: Mapping[str, object], *, places: Places, table: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys and the protocol of one layer, parsed, with no quantity given in two ways."""
+    where = places(*table)
+    keys = _check(model, dict(values), where=where)
+    protocol = _check(_ProtocolTable, dict(keys.pop("protocol", {})), where=places(*table, "protocol"))
+    if "batch" in keys and "tokens" in keys:
+        raise UserError(f"{where('tokens')}: give tokens or batch, not both (batch = tokens / seq_len)")
+    if "shapes" in keys:
+        for key in SHAPE_KEYS:
+            if key in keys:
+                raise UserError(f"{where(key)}: give {key} or shapes, not both")
+    return keys, protocol
+
+
+def _replace(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer over another; what the upper one says in another way is gone from the lower one."""
+    gone: set[str] = set()
+    if "batch" in above:
+        gone.add("tokens")
+    if "tokens" in above:
+        gone.add("batch")
+    if "shapes" in above:
+        gone.update(SHAPE_KEYS)
+    elif any(key in above for key in SHAPE_KEYS):
+        gone.add("shapes")
+    return {key: value for key, value in below.items() if key not in gone} | dict(above)
+
+
+def _complete(keys: Mapping[str, Any], *, label: str) -> None:
+    """Is every axis there?"""
+    needed = ["mechanism", "workload", "dtype"]
+    if "shapes" not in keys:
+        needed += ["seq_len", "heads", "head_dim"]
+    for key in needed:
+        if key not in keys:
+            raise UserError(f"{label}: missing key '{key}'")
+    if not any(key in keys for key in ("shapes", "batch", "tokens")):
+        raise UserError(f"{label}: missing key 'batch' (or 'tokens')")
+
+
+def _consistent(sweep: Sweep, *, label: str) -> None:
+    """Do the values of the layers fit together?"""
+    tokens = sweep.axes.tokens
+    for seq_len in sweep.axes.seq_len:
+        if tokens is not None and tokens % seq_len:
+            raise UserError(
+                f"{label}: tokens {tokens} is not a multiple of seq_len {seq_len}; change one of them "
+                "or give batch in place of tokens (batch = tokens / seq_len)"
+            )
+    for heads in sweep.axes.heads or [heads for _, heads, _, _ in sweep.axes.shapes]:
+        for kv_heads in sweep.axes.kv_heads:
+            if heads % kv_heads:
+                raise UserError(f"{label}: heads {heads} is not a multiple of kv_heads {kv_heads}")
+    protocol = sweep.protocol
+    if not protocol.min_samples_floor <= protocol.min_samples <= protocol.max_samples:
+        raise UserError(
+            f"{label}: the protocol needs min_samples_floor <= min_samples <= max_samples, got "
+            f"{protocol.min_samples_floor}, {protocol.min_samples} and {protocol.max_samples}"
+        )
+
+
+def _shapes(axes: Axes) -> Iterator[tuple[Shape, int, int]]:
+    """Shapes with value_dim and kv_heads (0: as head_dim and heads), in the order of `Sweep.cases`."""
+    value_dims, kv_heads = axes.value_dim or (0,), axes.kv_heads or (0,)
+    if axes.shapes:
+        yield from itertools.product(axes.shapes, value_dims, kv_heads)
+        return
+    batches = axes.batch or (0,)
+    for head_dim, value_dim, heads, kv, batch, seq_len in itertools.product(
+        axes.head_dim, value_dims, axes.heads, kv_heads, batches, sorted(axes.seq_len)
+    ):
+        rows = batch if axes.tokens is None else axes.tokens // seq_len
+        yield (rows, heads, seq_len, head_dim), value_dim, kv
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _flags(*_table: str) -> Where:
+    return _flag
+
+
+# The file: found, read, and asked for the line of a key.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    label: str  # as error sentences name it
+    stem: str
+    text: str
+
+    def parse(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.text)
+        except RecursionError:
+            raise UserError(f"{self.label}: malformed TOML: nested too deeply") from None
+        except tomllib.TOMLDecodeError as error:
+            problem, _, position = str(error).partition(" (at ")
+            found = re.match(r"line (\d+)", position)
+            line = found[1] if found else self.text.rstrip().count("\n") + 1  # "(at end of document)"
+            raise UserError(f"{self.label}, line {line}: malformed TOML: {problem}") from None
+        except ValueError:  # from int(): more than 4300 digits
+            raise UserError(f"{self.label}: malformed TOML: a number of thousands of digits") from None
+
+    def places(self, *table: str) -> Where:
+        """Names the keys of a table with file and line."""
+
+        def place(key: str) -> str:
+            path = (*table, key)
+            line = self.line_of(path)
+            name = ".".join(part if part.isprintable() else ascii(part) for part in path)
+            return f"{self.label}, line {line}: {name}" if line else f"{self.label}: {name}"
+
+        return place
+
+    def line_of(self, path: tuple[str, ...]) -> int | None:
+        """The line on which a key starts: all above it parses and lacks the key, with it that ends."""
+        lines = self.text.split("\n")
+        for number, line in enumerate(lines, start=1):
+            if (
+                path[-1] in line
+                and _has(lines[: number - 1], path) is False
+                and _has(lines[:number], path) is not False
+            ):
+                return number
+        return None
+
+
+def _has(lines: list[str], path: tuple[str, ...]) -> bool | None:
+    """Do these lines define the key? None when they are no complete document."""
+    try:
+        value: Any = tomllib.loads("\n".join(lines))
+    except ValueError:
+        return None
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _presets() -> Iterator[Traversable]:
+    return (importlib.resources.files("attnbench.sweeps") / "presets").iterdir()
+
+
+def _open(name_or_path: str | Path) -> _File:
+    text = str(name_or_path)
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or any(s in text for s in separators):
+        return _read(Path(name_or_path))
+    for entry in _presets():
+        if entry.name == f"{text}.toml":
+            return _File(label=f"preset '{text}'", stem=text, text=entry.read_text(encoding="utf-8"))
+    raise unknown("preset", text, preset_names())
+
+
+def _read(path: Path) -> _File:
+    name = shown(path, longest=200)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        hint = f"; did you mean the preset '{path.stem}'?" if path.stem in preset_names() else ""
+        raise UserError(f"there is no sweep file {name}{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a directory, not a sweep file") from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"cannot read the sweep file {name}: {reason}") from None
+    try:
+        text = data.decode("utf-8-sig")  # editors on Windows put a byte order mark first
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: the file is not UTF-8 text") from None
+    return _File(label=str(path), stem=path.stem, text=text.replace("\r\n", "\n"))

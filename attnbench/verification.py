@@ -1,0 +1,111 @@
+"""`attnbench verify`: every mechanism against its oracle, in o, dq, dk and dv, over dtypes and odd shapes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.case import Case, Protocol, Status, Workload
+from attnbench.executors.lock import device_lock
+from attnbench.executors.supervised import Row, SupervisedWorker
+from attnbench.semantics import TOLERANCES
+
+# Odd, even, and both sides of the tiles; 1 is the shortest sequence there is.
+SEQ_LENS = {"cuda": (1, 2, 17, 63, 64, 65, 127, 255, 1000, 1537, 2048, 4096), "cpu": (1, 2, 17, 63, 64, 65, 127, 200)}
+HEAD_DIMS = {"cuda": ((64, 64), (128, 128), (64, 128)), "cpu": ((16, 16), (32, 48))}  # (head_dim, value_dim)
+DTYPES = {"cuda": ("bf16", "fp16", "fp32"), "cpu": ("fp32",)}
+BATCH, HEADS = 2, 3
+
+_ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
+
+
+def cases(
+    *, mechanisms: Iterable[str], dtypes: Iterable[str], seq_lens: Iterable[int], dims: Sequence[tuple[int, int]]
+) -> list[Case]:
+    """What is checked: each mechanism with gradients at each dtype, width and length."""
+    return [
+        Case(
+            mechanism=mechanism, workload=Workload.FWD_BWD, batch=BATCH, heads=HEADS, seq_len=seq_len,
+            head_dim=head_dim, value_dim=value_dim, dtype=dtype,
+        )
+        for mechanism in mechanisms
+        for dtype in dtypes
+        for head_dim, value_dim in dims
+        for seq_len in sorted(seq_lens)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One mechanism in one dtype: its worst errors over all shapes, and what went wrong."""
+
+    mechanism: str
+    dtype: str
+    provider: str | None
+    tolerance: float
+    shapes: int  # checked
+    unsupported: int
+    worst: dict[str, float | None]  # by output: "o", "dq", "dk", "dv"
+    faults: tuple[str, ...]  # "<shape>: <status>: <reason>", for every case that is neither ok nor unsupported
+    why_unsupported: str | None  # the first reason, when nothing could be checked
+
+    @property
+    def status(self) -> Status:
+        if self.faults:
+            return Status.INCORRECT
+        return Status.OK if self.shapes else Status.UNSUPPORTED
+
+
+def verify(wanted: Sequence[Case], *, device: str, seed: int, finished: Callable[[Row], None]) -> list[Finding]:
+    """Check every case in a worker process; `finished` hears of each row.
+
+    Raises UserError when another attnbench times on the device.
+    """
+    protocol = Protocol(seed=seed)
+    rows: list[Row] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="attnbench-verify-") as folder,
+        device_lock(device) as lock,
+        SupervisedWorker(
+            device=device, protocol=protocol, log=Path(folder) / "worker.log", run_id="verify", lock=lock
+        ).running() as worker,
+    ):
+        for case in wanted:
+            rows.append(worker.row(case, verify_only=True))
+            finished(rows[-1])
+    return findings(rows)
+
+
+def findings(rows: Iterable[Row]) -> list[Finding]:
+    """Rows condensed by mechanism and dtype, in order of first appearance."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["mechanism"], row["dtype"]), []).append(row)
+    return [_finding(mechanism, dtype, group) for (mechanism, dtype), group in groups.items()]
+
+
+def _finding(mechanism: str, dtype: str, rows: Sequence[Row]) -> Finding:
+    checked = [r for r in rows if r["status"] in (Status.OK, Status.INCORRECT)]
+    unsupported = [r for r in rows if r["status"] == Status.UNSUPPORTED]
+    bad = [r for r in rows if r["status"] not in (Status.OK, Status.UNSUPPORTED)]
+    providers = [r["provider"] for r in rows if r["provider"]]
+    return Finding(
+        mechanism=mechanism,
+        dtype=dtype,
+        provider=providers[0] if providers else None,
+        tolerance=TOLERANCES[dtype],
+        shapes=len(checked),
+        unsupported=len(unsupported),
+        worst={
+            name.removeprefix("rel_err_"): max((r[name] for r in checked if r[name] is not None), default=None)
+            for name in _ERRORS
+        },
+        faults=tuple(f"{_shape(r)}: {r['status']}: {r['reason']}" for r in bad),
+        why_unsupported=unsupported[0]["reason"] if unsupported and not checked else None,
+    )
+
+
+def _shape(row: Row) -> str:
+    return str(row["case_id"]).split(".")[2]

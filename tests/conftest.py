@@ -1,0 +1,31 @@
+"""Set the stage before any kernel is imported: Triton's interpreter where there is no GPU, locks of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need a CUDA device; elsewhere they are skipped, visibly."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _own_device_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sweeps of parallel tests must not wait for each other's device lock."""
+    from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
+
+    monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path))
+    yield
