@@ -194,7 +194,9 @@ class Measurement:
     telemetry: Telemetry = field(default_factory=Telemetry)
     kernels: tuple[str, ...] | None = None
     config: str | None = None
-    phases_s: Mapping[str, float] = field(default_factory=dict)  # wall seconds by phase; kept in the run's record
+    phases_s: Mapping[str, float] = field(
+        default_factory=dict
+    )  # wall seconds by phase; kept in the run's record
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))

@@ -45,7 +45,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; bad input becomes one sentence on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated sweep ends as cleanly as on Ctrl-C
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a terminated sweep ends as cleanly as on Ctrl-C
     try:
         app()
     except UserError as error:
@@ -77,7 +79,8 @@ def _root(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
 Mechanisms = Annotated[
-    list[str] | None, typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list).")
+    list[str] | None,
+    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
 ]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
 SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
@@ -131,7 +134,9 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
     console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
 
 
-@app.command(epilog=_example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run"))
+@app.command(
+    epilog=_example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run")
+)
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
     mechanism: Mechanisms = None,
@@ -142,7 +147,9 @@ def sweep(
         str | None, typer.Option("--tokens", help="Constant tokens per call: batch = tokens / seq_len.")
     ] = None,
     heads: Annotated[list[str] | None, typer.Option("--heads", help="Query heads.")] = None,
-    head_dim: Annotated[list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")] = None,
+    head_dim: Annotated[
+        list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")
+    ] = None,
     value_dim: Annotated[
         list[str] | None, typer.Option("--value-dim", help="Channels per value head; default: as --head-dim.")
     ] = None,
@@ -150,14 +157,21 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/<sweep>-<time>.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; repeat nothing done.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; repeat nothing done.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cases and measure nothing.")] = False,
     plot: Annotated[bool, typer.Option(help="Draw the curves into <out>/figures.")] = True,
     cache: Annotated[str | None, typer.Option("--cache", help="L2 before each sample: cold or hot.")] = None,
-    launch: Annotated[str | None, typer.Option("--launch", help="eager, or graph (CUDA graph replay).")] = None,
-    cap_s: Annotated[float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")] = None,
+    launch: Annotated[
+        str | None, typer.Option("--launch", help="eager, or graph (CUDA graph replay).")
+    ] = None,
+    cap_s: Annotated[
+        float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")
+    ] = None,
     limit_s: Annotated[
-        float | None, typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout.")
+        float | None,
+        typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the random inputs.")] = None,
     json_: Json = False,
@@ -239,7 +253,9 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
         print(f"Figures: {figures[0].parent} ({len(figures)} files)")
     if outcome.measuring_share is not None:
         effort = outcome.effort or {}
-        print(f"Wall time: {effort['wall_s']:.0f} s, {outcome.measuring_share:.0%} of it warm-up and samples.")
+        print(
+            f"Wall time: {effort['wall_s']:.0f} s, {outcome.measuring_share:.0%} of it warm-up and samples."
+        )
 
 
 def _draw(frame: Any, folder: Path) -> list[Path]:
@@ -250,9 +266,12 @@ def _draw(frame: Any, folder: Path) -> list[Path]:
 
 @app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -274,13 +293,20 @@ def verify(
     mechanism: Mechanisms = None,
     dtype: Dtypes = None,
     seq_len: SeqLens = None,
-    head_dim: Annotated[list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")] = None,
-    value_dim: Annotated[list[str] | None, typer.Option("--value-dim", help="Default: as --head-dim.")] = None,
+    head_dim: Annotated[
+        list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")
+    ] = None,
+    value_dim: Annotated[
+        list[str] | None, typer.Option("--value-dim", help="Default: as --head-dim.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")] = 0,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Check every mechanism against its fp64 oracle: o, dq, dk, dv over dtypes and odd shapes. Exit 1 if one is wrong."""
+    """Check every mechanism against its fp64 oracle, in o, dq, dk and dv, over dtypes and odd shapes.
+
+    Exit code 1 if one is wrong, 3 if none could be checked.
+    """
     import dataclasses
 
     from attnbench import verification

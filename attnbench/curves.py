@@ -6,10 +6,10 @@ Pure functions on the frame that `store.load_results` returns; nothing is drawn 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,13 @@ import pandas as pd
 
 from attnbench.case import Status
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Index = npt.NDArray[np.intp]
+_Row = Mapping[Any, Any]
 
 _PLACE = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim", "dtype", "causal")
-_VALUES = ("median_ms", "ci_low_ms", "ci_high_ms", "peak_bytes")
+_VALUES = ("median_ms", "ci_low_ms", "ci_high_ms", "peak_bytes", "energy_j")
 
 # One case measured by several runs: `incorrect` in one of them outranks a value, a value outranks a failure.
 _RANK = (
@@ -61,7 +59,7 @@ class Group:
 
     def parts(self) -> dict[str, str]:
         """What is fixed, in words, by the name of what it is about; the usual is left out."""
-        parts = {"device": self.device or "unknown device"}
+        parts = {}
         if self.batch is not None:
             parts["batch"] = f"batch {self.batch}"
         if self.tokens is not None:
@@ -72,10 +70,11 @@ class Group:
         parts["head_dim"] = f"head dim {self.head_dim}{value}"
         parts["dtype"] = self.dtype
         parts["causal"] = "causal" if self.causal else "not causal"
+        parts["device"] = self.device or "unknown device"
         return parts
 
     def label(self, *, without: Iterable[str] = ()) -> str:
-        """One line of `parts`, e.g. `NVIDIA H200, batch 4, 16 heads, head dim 128, bf16, causal`."""
+        """One line of `parts`, e.g. `batch 4, 16 heads, head dim 128, bf16, causal, NVIDIA H200`."""
         skip = set(without)
         return ", ".join(text for name, text in self.parts().items() if name not in skip)
 
@@ -93,7 +92,7 @@ class Gap:
 class Curve:
     """One mechanism over sequence length, all arrays in order of `seq_len` and of equal length.
 
-    Times in milliseconds, tokens per second, bytes; NaN in an array marks what is unknown.
+    Times in milliseconds, tokens per second, bytes, joules of one call; NaN marks what is unknown.
     """
 
     mechanism: str
@@ -105,6 +104,7 @@ class Curve:
     ci_high_ms: Floats
     tokens_per_s: Floats
     peak_bytes: Floats
+    energy_j: Floats
     gaps: tuple[Gap, ...] = ()
 
     def __len__(self) -> int:
@@ -143,11 +143,14 @@ def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
     between processes. A case that one run found incorrect has no value. Rows whose shape is unknown belong to
     no curve.
     """
-    placed = _placed(frame)
-    found = []
-    for key, rows in placed.groupby(["workload", "mechanism", "_group"], sort=False):
-        workload, mechanism, group = cast("tuple[str, str, Group]", key)
-        found.append(_curve(rows, mechanism=mechanism, workload=workload, group=group))
+    by_curve: dict[tuple[str, str, Group], dict[int, list[_Row]]] = {}
+    for group, row in _placed(frame):
+        key = (str(row["mechanism"]), str(row["workload"]), group)
+        by_curve.setdefault(key, {}).setdefault(int(row["seq_len"]), []).append(row)
+    found = [
+        _curve(rows, mechanism=mechanism, workload=workload, group=group)
+        for (mechanism, workload, group), rows in by_curve.items()
+    ]
     return tuple(sorted(found, key=lambda c: (_workload_order(c.workload), c.group.order, c.mechanism)))
 
 
@@ -234,37 +237,37 @@ def length_label(tokens: int) -> str:
     return f"{tokens:,}"
 
 
-def _placed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose shape is known, with a column `_group`."""
-    rows = frame[frame[list(_PLACE)].notna().all(axis=1)].copy()
-    rows["_tokens"] = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
-    rows["_constant"] = _constant_tokens(rows)
-    # Few groups among many rows: each is built once.
-    names = [*(name for name in _PLACE if name != "seq_len"), "device", "_tokens", "_constant"]
-    known: dict[Hashable, Group] = {}
-    column = []
-    for values in zip(*(rows[name] for name in names), strict=True):
-        key = tuple(None if value is None or value is pd.NA or value != value else value for value in values)
-        if key not in known:
-            known[key] = _group(dict(zip(names, key, strict=True)))
-        column.append(known[key])
-    rows["_group"] = pd.Series(column, index=rows.index, dtype=object)
-    return rows
-
-
-def _group(values: Mapping[str, Any]) -> Group:
-    constant = bool(values["_constant"])
-    return Group(
-        heads=int(values["heads"]),
-        kv_heads=int(values["kv_heads"]),
-        head_dim=int(values["head_dim"]),
-        value_dim=int(values["value_dim"]),
-        dtype=str(values["dtype"]),
-        causal=bool(values["causal"]),
-        device=values["device"] or "",
-        batch=None if constant else int(values["batch"]),
-        tokens=int(values["_tokens"]) if constant else None,
-    )
+def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
+    """The rows whose shape is known, each with its group."""
+    rows = frame[frame[list(_PLACE)].notna().all(axis=1)]
+    tokens = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
+    rows = rows.assign(_tokens=tokens)
+    rows = rows.assign(_constant=_constant_tokens(rows))
+    needed = [
+        "mechanism",
+        "workload",
+        "status",
+        "reason",
+        "device",
+        *_PLACE,
+        *_VALUES,
+        "_tokens",
+        "_constant",
+    ]
+    for row in rows[needed].to_dict("records"):
+        constant = bool(row["_constant"])
+        group = Group(
+            heads=int(row["heads"]),
+            kv_heads=int(row["kv_heads"]),
+            head_dim=int(row["head_dim"]),
+            value_dim=int(row["value_dim"]),
+            dtype=str(row["dtype"]),
+            causal=bool(row["causal"]),
+            device=row["device"] if isinstance(row["device"], str) else "",
+            batch=None if constant else int(row["batch"]),
+            tokens=int(row["_tokens"]) if constant else None,
+        )
+        yield group, row
 
 
 def _constant_tokens(rows: pd.DataFrame) -> pd.Series[bool]:
@@ -279,26 +282,23 @@ def _is_constant(rows: pd.DataFrame) -> bool:
     return bool(rows["_tokens"].nunique() == 1 and rows["batch"].nunique() > 1)
 
 
-def _curve(rows: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -> Curve:
-    points: list[tuple[int, float, float, float, float, float]] = []
+def _curve(rows: Mapping[int, Sequence[_Row]], *, mechanism: str, workload: str, group: Group) -> Curve:
+    points: list[tuple[float, ...]] = []
     gaps: list[Gap] = []
-    for length, same in rows.groupby("seq_len", sort=True):
-        seq_len = int(str(length))
-        status = min(same["status"], key=_status_rank)
-        same = same[same["status"] == status]
-        if status == Status.OK:
-            values = same[list(_VALUES)].astype("float64")
-            values = values[values["median_ms"] > 0]
-            if len(values):
-                median = float(values["median_ms"].median())
-                ends = float(values["ci_low_ms"].min()), float(values["ci_high_ms"].max())
-                tokens = int(same["_tokens"].iloc[0])
-                rate = tokens / (median * 1e-3)
-                points.append((seq_len, median, *ends, rate, float(values["peak_bytes"].median())))
-        else:
-            reasons = [reason for reason in same["reason"] if isinstance(reason, str)]
-            gaps.append(Gap(seq_len=seq_len, status=str(status), reason=min(reasons, default="")))
-    table = np.array(points, dtype=np.float64).reshape(-1, 6).T
+    for seq_len in sorted(rows):
+        status = min((str(row["status"]) for row in rows[seq_len]), key=_status_rank)
+        same = [row for row in rows[seq_len] if row["status"] == status]
+        if status != Status.OK:
+            reason = min((row["reason"] for row in same if isinstance(row["reason"], str)), default="")
+            gaps.append(Gap(seq_len=seq_len, status=status, reason=reason))
+        elif timed := [row for row in same if row["median_ms"] > 0]:  # False for NaN, which is unknown
+            median = float(np.median([row["median_ms"] for row in timed]))
+            low = min(_known(timed, "ci_low_ms"), default=math.nan)
+            high = max(_known(timed, "ci_high_ms"), default=math.nan)
+            rate = timed[0]["_tokens"] / (median * 1e-3)
+            peak, energy = (_median(_known(timed, name)) for name in ("peak_bytes", "energy_j"))
+            points.append((seq_len, median, low, high, rate, peak, energy))
+    table = np.array(points, dtype=np.float64).reshape(-1, 7).T
     return Curve(
         mechanism=mechanism,
         workload=workload,
@@ -309,8 +309,17 @@ def _curve(rows: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -
         ci_high_ms=table[3],
         tokens_per_s=table[4],
         peak_bytes=table[5],
+        energy_j=table[6],
         gaps=tuple(gaps),
     )
+
+
+def _known(rows: Iterable[_Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if not pd.isna(row[name])]
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else math.nan
 
 
 def _status_rank(status: str) -> int:

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +100,9 @@ _OTHER_MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", "d", "8")
 
 
 # An exclamation mark: as a mathtext marker it would be parsed, and parsing is off.
-_EXCLAMATION = MarkerPath(
-    [(-0.13, -0.2), (0.13, -0.2), (0.2, 1), (-0.2, 1), (-0.13, -0.2)]
-    + [(-0.17, -1), (0.17, -1), (0.17, -0.55), (-0.17, -0.55), (-0.17, -1)],
-    [1, 2, 2, 2, 79, 1, 2, 2, 2, 79],
+_EXCLAMATION = MarkerPath.make_compound_path(
+    MarkerPath([(-0.13, -0.2), (0.13, -0.2), (0.2, 1), (-0.2, 1), (-0.13, -0.2)], closed=True),
+    MarkerPath([(-0.17, -1), (0.17, -1), (0.17, -0.55), (-0.17, -0.55), (-0.17, -1)], closed=True),
 )
 
 
@@ -180,7 +179,7 @@ def plot_run(
 
 
 def style_of(mechanism: str) -> Style:
-    """The style of a mechanism, the same in every figure; that of an unknown one depends on its name alone."""
+    """The style of a mechanism, the same in every figure; an unknown one's depends on its name alone."""
     if mechanism in STYLES:
         return STYLES[mechanism]
     number = zlib.crc32(mechanism.encode())  # hash() differs from process to process
@@ -266,19 +265,19 @@ class _Page:
     x: tuple[float, float]
     y: tuple[float, float]
 
-    @property
+    @cached_property
     def varying(self) -> set[str]:
         """The parts of the groups that differ between panels."""
         parts = [group.parts() for group in self.groups]
         names = {name for part in parts for name in part}
         return {name for name in names if len({part.get(name) for part in parts}) > 1}
 
-    @property
+    @cached_property
     def drawn(self) -> tuple[str, ...]:
         """The mechanisms that have a line in some panel, in the order of the legend."""
         return _in_order(c.mechanism for c in self.curves if _has_values(c, self.quantity))
 
-    @property
+    @cached_property
     def absent(self) -> dict[str, str]:
         """The mechanisms unsupported at every length of every panel, with the reason given most often."""
         statuses: dict[str, Counter[str]] = {}
@@ -292,12 +291,12 @@ class _Page:
             if (reasons := statuses[name]) and not reasons[""]
         }
 
-    @property
+    @cached_property
     def strip(self) -> tuple[str, ...]:
         """The mechanisms that have a row in the strip of cases without a value."""
         return _in_order(c.mechanism for c in self.curves if c.gaps and c.mechanism not in self.absent)
 
-    @property
+    @cached_property
     def signs(self) -> tuple[str, ...]:
         """The statuses that occur in the strip, in the order of their legend."""
         present = {gap.status for c in self.curves if c.mechanism in self.strip for gap in c.gaps}
@@ -352,7 +351,7 @@ def _render(page: _Page) -> Figure:
     head = _wrap(f"{title}: {page.quantity.title}", width=width - 2 * _EDGE, size=_TITLE)
     fixed = [text for name, text in page.groups[0].parts().items() if name not in page.varying]
     sub = _wrap(
-        ", ".join([*fixed[1:], *fixed[:1], *([page.protocol] if page.protocol else [])]),
+        ", ".join([*fixed, *([page.protocol] if page.protocol else [])]),
         width=width - 2 * _EDGE,
     )
     titles = [_panel_title(page, group, width=panel) for group in page.groups]
@@ -413,7 +412,7 @@ class _Canvas:
         return self.figure.add_axes((x / self.width, bottom, width / self.width, height / self.height))
 
     def text(self, text: str, *, x: float, top: float, size: float, colour: str = _INK, **how: Any) -> None:
-        """One line of text; `top` is the top of its line, the letters stand on a baseline 0.125 inches below."""
+        """One line of text; `top` is the top of its line, the baseline is 0.125 inches below."""
         self.figure.text(
             x,
             self.height - top - 0.125,
@@ -487,7 +486,9 @@ def _line(axes: Axes, c: Curve, *, quantity: Quantity) -> None:
     good = values > 0  # False for NaN
     if not good.any():
         return
-    style, order = style_of(c.mechanism), 3.0 - _rank(c.mechanism)[0] * 1e-3
+    style = style_of(c.mechanism)
+    # Where curves coincide, the thick one shows beneath the thin ones, and a full line between dashes.
+    order = 2.5 if style.width > 2 else 3.0 if style.dash == "-" else 3.5
     if quantity.ends is not None:
         low, high = quantity.ends(c)
         axes.fill_between(
@@ -580,7 +581,7 @@ def _y_range(values: Floats, *, base: int) -> tuple[float, float]:
 
 
 def _padded(low: float, high: float, *, least: float, pad: float) -> tuple[float, float]:
-    """A range with room at both ends, of at least the factor `least`, so that noise never looks like a slope."""
+    """A range with room at both ends, of at least the factor `least`: noise must not look like a slope."""
     middle, half = math.sqrt(low * high), max(math.sqrt(high / low), math.sqrt(least))
     half *= (half * half) ** pad
     return middle / half, middle * half
@@ -610,7 +611,7 @@ def _tick_width(page: _Page) -> float:
 
 
 def _legend_entries(page: _Page) -> list[tuple[str, str]]:
-    """Mechanism and text of each entry; figures of speed give the flatness score, the largest of all panels."""
+    """Mechanism and text of each entry; figures of speed give the largest flatness score of all panels."""
     entries = []
     for name in page.drawn:
         same = [c for c in page.curves if c.mechanism == name and len(c) > 1]
@@ -777,7 +778,7 @@ def _in_order(mechanisms: Iterable[str]) -> tuple[str, ...]:
 
 
 def _marker_size(style: Style) -> float:
-    return 5.2 if style.width > 2 else 4.4
+    return 5.4 if style.width > 2 else 4.6
 
 
 def _plain(text: str) -> str:
@@ -799,10 +800,17 @@ def _width(text: str, *, size: float, weight: str = "normal") -> float:
 
 
 def _wrap(text: str, *, width: float, size: float = _TEXT) -> list[str]:
-    """The text in lines of at most `width` inches; one word longer than that keeps its line."""
+    """The text in lines of at most `width` inches; a word longer than that is broken."""
     weight = "bold" if size == _TITLE else "normal"
     lines: list[str] = []
-    for word in text.split():
+    words = text.split()
+    while words:
+        word = words.pop(0)
+        fits = len(word)
+        while fits > 1 and _width(word[:fits], size=size, weight=weight) > width:
+            fits -= 1
+        word, rest = word[:fits], word[fits:]
+        words = [rest, *words] if rest else words
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and _width(longer, size=size, weight=weight) <= width:
             lines[-1] = longer

@@ -47,8 +47,12 @@ class Provider:
     equal_value_dim: bool = False
     grouped_heads: bool = False
     non_causal: bool = False
-    state_bytes: str | None = None  # "module:function" (case, device) -> bytes of recurrent state in device memory
-    describe: str | None = None  # "module:function" (case, device) -> dict of tiles, warps, operator chosen, ...
+    state_bytes: str | None = (
+        None  # "module:function" (case, device) -> bytes of recurrent state in device memory
+    )
+    describe: str | None = (
+        None  # "module:function" (case, device) -> dict of tiles, warps, operator chosen, ...
+    )
 
     @property
     def available(self) -> bool:
@@ -87,7 +91,9 @@ class Provider:
             )
         for name, size in (("head dim", case.head_dim), ("value dim", case.value_dim)):
             if size % self.head_dim_multiple:
-                return f"{name} {size} is not a multiple of {self.head_dim_multiple}, which {self.label} needs"
+                return (
+                    f"{name} {size} is not a multiple of {self.head_dim_multiple}, which {self.label} needs"
+                )
         if self.equal_value_dim and case.value_dim != case.head_dim:
             return f"value dim {case.value_dim} differs from head dim {case.head_dim}, which {self.label} needs equal"
         if case.kv_heads != case.heads and not self.grouped_heads:
@@ -128,9 +134,7 @@ def load_target(target: str) -> Callable[..., Any]:
     return function
 
 
-def _sdpa(
-    *, variant: str, target: str, devices: tuple[str, ...] = ("cuda",), **limits: Any
-) -> Provider:
+def _sdpa(*, variant: str, target: str, devices: tuple[str, ...] = ("cuda",), **limits: Any) -> Provider:
     return Provider(
         target=f"attnbench.baselines.sdpa:{target}",
         distribution="torch",
@@ -280,7 +284,9 @@ _BUILT_IN: tuple[Mechanism, ...] = (
         semantics="softmax",
         summary="torch's scaled_dot_product_attention on its memory-efficient (CUTLASS) kernels",
         cost="N^2",
-        providers=(_sdpa(variant="sdpa-efficient", target="sdpa_efficient", head_dim_multiple=8, kernels=r"fmha"),),
+        providers=(
+            _sdpa(variant="sdpa-efficient", target="sdpa_efficient", head_dim_multiple=8, kernels=r"fmha"),
+        ),
     ),
     Mechanism(
         name="sdpa-math",
@@ -322,7 +328,9 @@ def mechanisms() -> Mapping[str, Mechanism]:
         if not isinstance(mechanism, Mechanism):
             raise ValueError(f"entry point '{entry.name}' of {entry.value} is no attnbench Mechanism")
         if mechanism.name in table:
-            raise ValueError(f"entry point '{entry.name}' registers '{mechanism.name}', which is already registered")
+            raise ValueError(
+                f"entry point '{entry.name}' registers '{mechanism.name}', which is already registered"
+            )
         table[mechanism.name] = mechanism
     return table
 

@@ -62,7 +62,9 @@ def _linear_scan(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     P, N, D = q.shape
     E, C = v.shape[-1], min(_ORACLE_CHUNK, N)
     pad = -N % C
-    q, k, v = (torch.nn.functional.pad(x.double(), (0, 0, 0, pad)).reshape(P, -1, C, x.shape[-1]) for x in (q, k, v))
+    q, k, v = (
+        torch.nn.functional.pad(x.double(), (0, 0, 0, pad)).reshape(P, -1, C, x.shape[-1]) for x in (q, k, v)
+    )
     s = slopes.double().to(q.device)[:, None, None]
     i = torch.arange(C, device=q.device, dtype=torch.float64)
     distance = i[:, None] - i[None, :]

@@ -6,6 +6,7 @@ merged, `results.parquet`, which alone holds everything: rows, and the record in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -93,8 +94,9 @@ def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
     if values["throttle"] is not None:
         values["throttle"] = list(values["throttle"])
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{case.case_id}: {name} is {value}; an unknown value must be None")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{case.case_id}: {name} is {number}; an unknown value must be None")
     return {name: values.get(name) for name in COLUMNS}
 
 
@@ -117,7 +119,8 @@ def write(table: pa.Table, path: Path) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -131,7 +134,9 @@ def read(path: Path) -> pa.Table:
     except FileNotFoundError as error:
         raise UserError(f"there is no results file at {path}") from error
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no readable Parquet file (truncated or of another kind): {error}") from error
+        raise UserError(
+            f"{path} is no readable Parquet file (truncated or of another kind): {error}"
+        ) from error
     stated = (table.schema.metadata or {}).get(VERSION_KEY)
     if stated is None:
         raise UserError(f"{path} is a Parquet file, but not one of attnbench (it states no schema version)")
@@ -178,7 +183,8 @@ def files_of(path: Path) -> list[Path]:
     shards = sorted((path / "shards").glob("*.parquet"))
     if shards:  # the shards are the truth; a merged file beside them may be of an earlier moment
         return shards
-    found = sorted(path.glob("*.parquet")) or [f for run in sorted(path.glob("*/run.json")) for f in files_of(run.parent)]
+    found = sorted(path.glob("*.parquet"))
+    found += [file for run in sorted(path.glob("*/run.json")) for file in files_of(run.parent)]
     if not found:
         raise UserError(f"{path} holds no results (no Parquet file, no shards)")
     return found
@@ -204,6 +210,6 @@ def load_results(paths: Path | str | Iterable[Path | str]) -> pd.DataFrame:
 
     table = load_table(paths)
     whole_numbers = {pa.int64(): pd.Int64Dtype()}  # without this a null would turn counts into floats
-    frame = table.to_pandas(types_mapper=whole_numbers.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=whole_numbers.get)
     frame.attrs = {"runs": records(table)}
     return frame

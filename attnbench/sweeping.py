@@ -44,7 +44,8 @@ class Outcome:
         if self.effort is None or not self.effort["wall_s"]:
             return None
         phases = self.effort["phases_s"]
-        return (phases.get("warm-up", 0.0) + phases.get("sample", 0.0)) / self.effort["wall_s"]
+        measuring = phases.get("warm-up", 0.0) + phases.get("sample", 0.0)
+        return float(measuring / self.effort["wall_s"])
 
 
 def run_sweep(
@@ -62,7 +63,11 @@ def run_sweep(
     try:
         with device_lock(sweep.device) as lock:
             worker = SupervisedWorker(
-                device=sweep.device, protocol=sweep.protocol, log=path / "worker.log", run_id=folder.run_id, lock=lock
+                device=sweep.device,
+                protocol=sweep.protocol,
+                log=path / "worker.log",
+                run_id=folder.run_id,
+                lock=lock,
             )
             executor = LocalExecutor(folder=folder, worker=worker)
             with ticking(console, total=missing) as ticker:

@@ -13,7 +13,10 @@ from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.semantics import TOLERANCES
 
 # Odd, even, and both sides of the tiles; 1 is the shortest sequence there is.
-SEQ_LENS = {"cuda": (1, 2, 17, 63, 64, 65, 127, 255, 1000, 1537, 2048, 4096), "cpu": (1, 2, 17, 63, 64, 65, 127, 200)}
+SEQ_LENS = {
+    "cuda": (1, 2, 17, 63, 64, 65, 127, 255, 1000, 1537, 2048, 4096),
+    "cpu": (1, 2, 17, 63, 64, 65, 127, 200),
+}
 HEAD_DIMS = {"cuda": ((64, 64), (128, 128), (64, 128)), "cpu": ((16, 16), (32, 48))}  # (head_dim, value_dim)
 DTYPES = {"cuda": ("bf16", "fp16", "fp32"), "cpu": ("fp32",)}
 BATCH, HEADS = 2, 3
@@ -22,7 +25,11 @@ _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
 
 
 def cases(
-    *, mechanisms: Iterable[str], dtypes: Iterable[str], seq_lens: Iterable[int], dims: Sequence[tuple[int, int]]
+    *,
+    mechanisms: Iterable[str],
+    dtypes: Iterable[str],
+    seq_lens: Iterable[int],
+    dims: Sequence[tuple[int, int]],
 ) -> list[Case]:
     """What is checked: each mechanism with gradients at each dtype, width and length."""
     return [
@@ -48,7 +55,9 @@ class Finding:
     shapes: int  # checked
     unsupported: int
     worst: dict[str, float | None]  # by output: "o", "dq", "dk", "dv"
-    faults: tuple[str, ...]  # "<shape>: <status>: <reason>", for every case that is neither ok nor unsupported
+    faults: tuple[
+        str, ...
+    ]  # "<shape>: <status>: <reason>", for every case that is neither ok nor unsupported
     why_unsupported: str | None  # the first reason, when nothing could be checked
 
     @property
@@ -58,7 +67,9 @@ class Finding:
         return Status.OK if self.shapes else Status.UNSUPPORTED
 
 
-def verify(wanted: Sequence[Case], *, device: str, seed: int, finished: Callable[[Row], None]) -> list[Finding]:
+def verify(
+    wanted: Sequence[Case], *, device: str, seed: int, finished: Callable[[Row], None]
+) -> list[Finding]:
     """Check every case in a worker process; `finished` hears of each row.
 
     Raises UserError when another attnbench times on the device.
@@ -99,7 +110,9 @@ def _finding(mechanism: str, dtype: str, rows: Sequence[Row]) -> Finding:
         shapes=len(checked),
         unsupported=len(unsupported),
         worst={
-            name.removeprefix("rel_err_"): max((r[name] for r in checked if r[name] is not None), default=None)
+            name.removeprefix("rel_err_"): max(
+                (r[name] for r in checked if r[name] is not None), default=None
+            )
             for name in _ERRORS
         },
         faults=tuple(f"{_shape(r)}: {r['status']}: {r['reason']}" for r in bad),

@@ -21,7 +21,9 @@ class LocalExecutor:
     worker: SupervisedWorker
     _overlong: list[Row] = field(default_factory=list)
 
-    def run(self, cases: Sequence[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]) -> None:
+    def run(
+        self, cases: Sequence[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
+    ) -> None:
         """Measure every case that has no shard yet; `started` and `finished` hear of each.
 
         The environment, the ceilings, and the wall time by phase go into the run's record.
@@ -35,15 +37,17 @@ class LocalExecutor:
             worker.ceilings = self.folder.record.get("ceilings")
             worker.measure_ceilings()
             self.folder = self.folder.with_record(environment=worker.environment, ceilings=worker.ceilings)
-            for case in cases:
-                if case.case_id in done:
-                    continue
-                started(case)
-                row = self._row(case)
-                self.folder.keep(row)
-                finished(row)
-                time.sleep(worker.protocol.pause_s)
-        self._record_effort(wall_s=now_s() - begun)
+            try:
+                for case in cases:
+                    if case.case_id in done:
+                        continue
+                    started(case)
+                    row = self._row(case)
+                    self.folder.keep(row)
+                    finished(row)
+                    time.sleep(worker.protocol.pause_s)
+            finally:  # a sitting that is interrupted took its time too
+                self._record_effort(wall_s=now_s() - begun)
 
     def _row(self, case: Case) -> Row:
         lighter = next((r for r in self._overlong if _is_no_lighter(case, than=r)), None)
@@ -71,7 +75,9 @@ class LocalExecutor:
             name: before["phases_s"].get(name, 0.0) + self.worker.phases_s.get(name, 0.0)
             for name in {**before["phases_s"], **self.worker.phases_s}
         }
-        self.folder = self.folder.with_record(effort={"wall_s": before["wall_s"] + wall_s, "phases_s": phases})
+        self.folder = self.folder.with_record(
+            effort={"wall_s": before["wall_s"] + wall_s, "phases_s": phases}
+        )
 
 
 def _is_no_lighter(case: Case, *, than: Row) -> bool:

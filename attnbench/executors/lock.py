@@ -36,8 +36,8 @@ def device_lock(device_id: str) -> Iterator[int]:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise UserError(
-                f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb each other: "
-                "wait for it to end"
+                f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb "
+                "each other: wait for it to end"
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

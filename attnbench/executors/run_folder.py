@@ -66,7 +66,9 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
     there = _read_record(path)
     if there is None:
         if path.is_dir() and any(path.iterdir()):
-            raise UserError(f"the output folder {path} is not empty and holds no attnbench run; choose another")
+            raise UserError(
+                f"the output folder {path} is not empty and holds no attnbench run; choose another"
+            )
         try:
             (path / "shards").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,10 +98,16 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path / _RECORD}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path / _RECORD} is no readable run record (it is no text)") from error
     try:
-        record: dict[str, Any] = json.loads(text)
+        record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path / _RECORD} is no readable run record (line {error.lineno}: {error.msg})") from error
+        raise UserError(
+            f"{path / _RECORD} is no readable run record (line {error.lineno}: {error.msg})"
+        ) from error
+    if not isinstance(record, dict) or "run_id" not in record:
+        raise UserError(f"{path / _RECORD} is no run record (it names no run_id)")
     return record
 
 
@@ -109,5 +117,6 @@ def _write_json(path: Path, record: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -103,7 +103,9 @@ class SupervisedWorker:
                 self._worker = WorkerProcess(device=self.device, log=self.log, inherit=self.lock)
             except (WorkerDiedError, WorkerHungError) as error:
                 if self.environment is None:
-                    raise UserError(f"no worker process starts on {self.device}: {error} (see {self.log})") from error
+                    raise UserError(
+                        f"no worker process starts on {self.device}: {error} (see {self.log})"
+                    ) from error
                 raise
             if self.environment is None:
                 self.environment = self._worker.environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -64,10 +65,8 @@ class WorkerProcess:
     def end(self) -> None:
         """Let an idle worker go; kill it if it does not."""
         if self._process.stdin is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it is gone already
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass  # it is gone already
         try:
             self._process.wait(timeout=_END_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -75,10 +74,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it at once, and whatever it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it is gone already
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it is gone already
         self._process.wait()
 
     def _answer(self, *, limit_s: float) -> dict[str, Any]:
@@ -104,7 +101,9 @@ class WorkerProcess:
         code = self._process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         last = self._last_words()
-        return WorkerDiedError(f"the worker process ended with {how}" + (f"; last output: {last}" if last else ""))
+        return WorkerDiedError(
+            f"the worker process ended with {how}" + (f"; last output: {last}" if last else "")
+        )
 
     def _last_words(self) -> str:
         with self._log.open("rb") as log:

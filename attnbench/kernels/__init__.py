@@ -5,8 +5,8 @@ The recurrence is o_t = scale * q_t S_t with S_t = exp(-slope) S_{t-1} + k_t^T v
 
 if __name__ != "attnbench.kernels":
     raise ImportError(
-        f"'{__name__}' is a link to a folder of this checkout, not a package: import attnbench.kernels instead, "
-        "or take the checkout's root off sys.path if another package named 'kernels' was meant"
+        f"'{__name__}' is a link to a folder of this checkout, not a package: import attnbench.kernels, or "
+        "take the checkout's root off sys.path if another package named 'kernels' was meant"
     )
 
 from attnbench.kernels.decode import lightning_decode

@@ -12,9 +12,9 @@ _CONFIGS: dict[tuple[int, int], tuple[int, int, int, int]] = {
     (2, 64): (64, 64, 4, 3),
     (2, 128): (64, 64, 4, 3),
     (2, 256): (32, 64, 8, 3),
-    (4, 64): (32, 32, 4, 2),
-    (4, 128): (32, 32, 4, 2),
-    (4, 256): (32, 32, 8, 1),
+    (4, 64): (16, 32, 4, 2),
+    (4, 128): (16, 32, 4, 2),
+    (4, 256): (16, 32, 4, 1),
 }
 
 MAX_SEGMENTS = 32
@@ -25,6 +25,8 @@ _TWO_PASS_COST = 1.4
 # One segment's state, read back in the prologue of each later segment, weighs about as much as one chunk's q,
 # k and v.
 _STATE_COST_IN_CHUNKS = 1.0
+# Starting the second pass, and filling the pipelines of its programs, takes the time of a few chunks.
+_SECOND_LAUNCH_IN_CHUNKS = 4.0
 # Registers, not shared memory, hold a multiprocessor to this many programs.
 _MAX_PROGRAMS_PER_MULTIPROCESSOR = 2
 
@@ -64,8 +66,7 @@ def segment_length(plan: Plan, seq_len: int) -> int:
 
 
 def state_bytes(plan: Plan, *, batch: int, heads: int, seq_len: int, key_dim: int, value_dim: int) -> int:
-    """Bytes of the fp32 workspace that carries states from segment to segment during one scan; 0 for one
-    segment.
+    """Bytes of the fp32 workspace that one scan uses between its two passes; 0 for one segment.
 
     The last segment's state is nobody's input, so it is not kept.
     """
@@ -104,10 +105,11 @@ def plan(
     one chunk's time
 
         cost(1) = waves(1) * chunks
-        cost(S) = 1.4 * waves(S) * ceil(chunks / S) + (S - 1)      waves(S) = ceil(programs * S / slots)
+        cost(S) = 1.4 * waves(S) * ceil(chunks / S) + (S - 1) + 4
 
-    where slots is how many programs run at once. The cheapest S of at most 32, with at least 4 chunks in each
-    segment, wins; of equals the smallest.
+    where waves(S) = ceil(programs * S / slots) and slots is how many programs run at once; the last term is
+    the second launch. The cheapest S of at most 32, with at least 4 chunks in each segment, wins; of equals
+    the smallest.
     """
     block_d = next_power_of_two(key_dim)
     chunk, block_e, num_warps, stages = _CONFIGS[element_size, max(64, block_d)]
@@ -133,7 +135,8 @@ def plan(
         waves = -(-programs * segments // slots)
         if segments == 1:
             return waves * chunks
-        return _TWO_PASS_COST * waves * -(-chunks // segments) + _STATE_COST_IN_CHUNKS * (segments - 1)
+        scans = _TWO_PASS_COST * waves * -(-chunks // segments)
+        return scans + _STATE_COST_IN_CHUNKS * (segments - 1) + _SECOND_LAUNCH_IN_CHUNKS
 
     most = max(1, min(MAX_SEGMENTS, chunks // MIN_CHUNKS_PER_SEGMENT))
     segments = min(range(1, most + 1), key=cost)

@@ -10,7 +10,7 @@ Each program owns one tile of value columns of one head and keeps its state, tra
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import triton
@@ -18,10 +18,10 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from attnbench.kernels import _host, _validate
-from attnbench.kernels._plan import Plan, next_power_of_two, plan, segment_length, state_bytes
+from attnbench.kernels._plan import MAX_SEGMENTS, Plan, next_power_of_two, plan, segment_length, state_bytes
 from attnbench.kernels._tiles import first_row, load_tile, row_offsets
 
-__all__ = ["Plan", "lightning_attention_2", "plan", "scan", "state_bytes"]
+__all__ = ["MAX_SEGMENTS", "Plan", "lightning_attention_2", "plan", "scan", "segment_length", "state_bytes"]
 
 
 @triton.jit
@@ -36,9 +36,8 @@ def _chunk_output(b_q, b_k, b_v, b_s, b_mask, b_row):
     """Transposed output of one chunk, [BLOCK_E, BLOCK_C], from its own keys and from the state before it."""
     # k q^T, not (q k^T)^T: a transposed accumulator as an operand is wrong on Hopper before triton 3.7.1.
     b_p = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * b_mask  # [BLOCK_C keys, BLOCK_C queries]
-    b_o = (
-        tl.dot(b_s.to(b_q.dtype), tl.trans(b_q), input_precision="ieee") * b_row[None, :]
-    )  # [BLOCK_E, BLOCK_C]
+    b_o = tl.dot(b_s.to(b_q.dtype), tl.trans(b_q), input_precision="ieee")  # [BLOCK_E, BLOCK_C]
+    b_o *= b_row[None, :]
     return tl.dot(tl.trans(b_v), b_p.to(b_v.dtype), b_o, input_precision="ieee")
 
 
@@ -122,7 +121,7 @@ def lightning2_scan_kernel(
     # States of segments lie as [segment, batch * head, E, D].
     o_segment = o_e[:, None] * D + o_d[None, :]  # [BLOCK_E, BLOCK_D]
     segment_stride = (tl.num_programs(0) // E_TILES).to(tl.int64) * (E * D)
-    b_s = tl.zeros([BLOCK_E, BLOCK_D], dtype=tl.float32)
+    b_s = o_segment.to(tl.float32) * scale_o * 0.0
     if WRITE_OUTPUT:
         if p_initial is not None:
             b_s = tl.load(_state_tile(p_initial, stride_initial, i_b, i_h, o_d, o_e), mask=m_s, other=0.0)
@@ -186,9 +185,9 @@ def lightning2_scan_kernel(
         b_v = load_tile(p_v, o_v, m_c, m_e, DTYPE, True, MASK_E)
         b_o = _chunk_output(b_q, b_k, b_v, b_s, b_mask, b_row)
         tl.store(p_o + o_o, b_o, mask=m_e[:, None] & m_c[None, :])
-        if p_final is not None:
-            if i_segment == tl.num_programs(1) - 1:  # noqa: SIM102 - the outer test is made by the compiler
-                # To the last token forward, to one past it reversed: exponents, where a division could overflow.
+        if p_final is not None:  # noqa: SIM102 - decided by the compiler, the next one by the program
+            if i_segment == tl.num_programs(1) - 1:
+                # To the last token forward, one further reversed; by exponents, as a division could overflow.
                 last = tail if REVERSE else tail - 1
                 b_column = tl.exp(-slope * tl.maximum(last - o_c, 0).to(tl.float32)) * scale_s  # [BLOCK_C]
                 b_s = _chunk_state(b_k, b_v, b_s, b_column, tl.exp(-slope * last.to(tl.float32)))
@@ -326,7 +325,7 @@ class _LightningAttention2(torch.autograd.Function):
             dq = _host.empty_in_order_of(q)
             before = None if initial_state is None else initial_state.transpose(2, 3)
             scan(do, v, k, out=dq, slopes=slopes, scale_out=ctx.scale, scale_state=1.0, initial=before)
-        # In reversed time the state's gradient comes in without the scale, so the scale joins each token instead.
+        # The gradient of the state comes in without the scale, which therefore joins each token instead.
         scan_back = functools.partial(scan, slopes=slopes, scale_out=1.0, scale_state=ctx.scale, reverse=True)
         if need_k:
             dk = _host.empty_in_order_of(k)
@@ -337,6 +336,32 @@ class _LightningAttention2(torch.autograd.Function):
             dinitial = _host.empty_in_order_of(initial_state) if need_initial else None
             scan_back(k, q, do, out=dv, initial=dstate, final=dinitial)
         return dq, dk, dv if need_v else None, None, dinitial, None, None
+
+
+@overload
+def lightning_attention_2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    initial_state: torch.Tensor | None = None,
+    return_state: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def lightning_attention_2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    initial_state: torch.Tensor | None = None,
+    return_state: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def lightning_attention_2(

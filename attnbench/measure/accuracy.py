@@ -32,7 +32,8 @@ def sampled_heads(case: Case, *, budget: int) -> Tensor:
     rows = min(case.seq_len, 256)  # score rows that the softmax oracle holds at once for a long case
     per_head = case.seq_len * max(case.head_dim, case.value_dim, rows) * (case.heads // case.kv_heads)
     count = max(1, min(total, budget // per_head))
-    return torch.linspace(total - 1, 0, count).round().long().unique()
+    heads: Tensor = torch.linspace(total - 1, 0, count).round().long().unique()
+    return heads
 
 
 def poison(*, device: torch.device, like: list[tuple[torch.Size, torch.dtype]]) -> None:
@@ -78,14 +79,16 @@ def check(case: Case, *, calls: Calls, semantics: Semantics, device: torch.devic
     wrong += [f"{name} has unwritten or non-finite elements" for name in infinite]
     return Verdict(
         accuracy=Accuracy(**{f"rel_err_{n}": e for n, e in errors.items() if e == e and e != float("inf")}),
-        fault=f"{', '.join(wrong)} (relative to the fp64 oracle; {case.dtype} allows {limit:g})" if wrong else None,
+        fault=f"{', '.join(wrong)} (relative to the fp64 oracle; {case.dtype} allows {limit:g})"
+        if wrong
+        else None,
     )
 
 
 def _malformed(got: dict[str, Tensor], *, case: Case, calls: Calls) -> str | None:
     """The first output whose shape or dtype is not what its input's is."""
     i = calls.inputs
-    model = {"o": i.q.shape[:-1] + (case.value_dim,), "dq": i.q.shape, "dk": i.k.shape, "dv": i.v.shape}
+    model = {"o": (*i.q.shape[:-1], case.value_dim), "dq": i.q.shape, "dk": i.k.shape, "dv": i.v.shape}
     for name, tensor in got.items():
         if tensor.shape != model[name]:
             return f"{name} has shape {list(tensor.shape)}, expected {list(model[name])}"
@@ -128,5 +131,7 @@ def _errors(
         else:
             value = of_keys(tensor)[:, reference.first_key :]
             truth = truth.unflatten(0, (-1, group)).sum(1)  # a shared head gathers its query heads' gradients
-        errors[name] = relative_error(value, truth, fallback=of_queries(i.q) if i.do is None else of_queries(i.do))
+        errors[name] = relative_error(
+            value, truth, fallback=of_queries(i.q) if i.do is None else of_queries(i.do)
+        )
     return errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import asdict, dataclass
 
@@ -41,13 +42,12 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    copy_ms = statistics.median(clock.batch(lambda: target.copy_(source), _SAMPLES))
+    copy_ms = statistics.median(clock.batch(functools.partial(target.copy_, source), _SAMPLES))
     del source, target
     rates = {}
     for dtype in DTYPES if cuda else ("fp32",):
         a, b = (torch.randn(size, size, device=device, dtype=TORCH_DTYPES[dtype]) for _ in range(2))
-        out = a @ b
-        product_ms = statistics.median(clock.batch(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), _SAMPLES))
+        multiply = functools.partial(torch.matmul, a, b, out=torch.matmul(a, b))
+        product_ms = statistics.median(clock.batch(multiply, _SAMPLES))
         rates[dtype] = 2 * size**3 / (product_ms * 1e-3) / 1e12
-        del a, b, out
     return Ceilings(copy_gbps=2 * copy_bytes / (copy_ms * 1e-3) / 1e9, matmul_tflops=rates)

@@ -31,7 +31,9 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("no CUDA device: torch sees no GPU here (torch.cuda.is_available() is False); try --device cpu")
+        raise UserError(
+            "no CUDA device: torch sees no GPU here (torch.cuda.is_available() is False); try --device cpu"
+        )
     return torch.device("cuda", 0)
 
 
@@ -58,7 +60,9 @@ def collect(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         "versions": _versions(),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("CUDA_", "PYTORCH_", "TRITON_"))},
+        "variables": {
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(("CUDA_", "PYTORCH_", "TRITON_"))
+        },
     }
 
 
@@ -89,7 +93,9 @@ def _git() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -38,9 +38,7 @@ class Inputs:
         return tensor if self.layout == "BHND" else tensor.transpose(1, 2)
 
 
-def build(
-    case: Case, *, semantics: Semantics, layout: Layout, device: torch.device, seed: int
-) -> Inputs:
+def build(case: Case, *, semantics: Semantics, layout: Layout, device: torch.device, seed: int) -> Inputs:
     """Random normal inputs of a case, allocated in the mechanism's own layout.
 
     q, k, v require gradients when the workload has a backward. The seed and the case's name fix the values.
@@ -95,7 +93,9 @@ class Calls:
 
     def once(self, workload: Workload) -> Callable[[], object]:
         """Everything that a workload runs, from the start: what its first call compiles."""
-        return self.inference if workload is Workload.FWD else lambda: self.gradients(self.forward(), keep=False)
+        return (
+            self.inference if workload is Workload.FWD else lambda: self.gradients(self.forward(), keep=False)
+        )
 
     def timed(self, workload: Workload) -> Callable[[], object]:
         """The call that a workload times; a `bwd` runs its forward here, once, outside the timed call."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class HostMeter(TorchDispatchMode):
     """Follows the storages that operators create, from the moment each one appears until it is freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive = 0
         self._peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}

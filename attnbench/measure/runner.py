@@ -27,7 +27,12 @@ _HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def measure(
-    case: Case, *, protocol: Protocol, device: torch.device, ceilings: Ceilings | None, verify_only: bool = False
+    case: Case,
+    *,
+    protocol: Protocol,
+    device: torch.device,
+    ceilings: Ceilings | None,
+    verify_only: bool = False,
 ) -> Measurement:
     """Measure one case; whatever goes wrong becomes a status with a reason.
 
@@ -50,14 +55,21 @@ def measure(
     phases = Phases()
     try:
         bench = _Bench(
-            blank=blank, mechanism=mechanism, provider=provider, protocol=protocol, device=device, phases=phases
+            blank=blank,
+            mechanism=mechanism,
+            provider=provider,
+            protocol=protocol,
+            device=device,
+            phases=phases,
         )
         done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
     except CaseTimeoutError as error:
         done = replace(blank, status=Status.TIMEOUT, reason=str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         done = replace(blank, status=Status.OOM, reason=first_sentence(error))
-    except Exception as error:  # the mechanism's own fault, whatever it is: a row with a reason, and the sweep goes on
+    except (
+        Exception
+    ) as error:  # the mechanism's own fault, whatever it is: a row with a reason, and the sweep goes on
         out_of_memory = any(words in str(error) for words in _HOST_OUT_OF_MEMORY)
         status = Status.OOM if out_of_memory else _status_of(error)
         done = replace(blank, status=status, reason=f"{type(error).__name__}: {first_sentence(error)}")
@@ -188,7 +200,7 @@ def _launched(call: Call, *, launch: Launch) -> Call:
     return graph.replay
 
 
-def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, float | None]:
+def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, Any]:
     flops = useful_flops(case, cost=mechanism.cost)
     moved = minimal_bytes(case)
     seconds = timing.median_ms * 1e-3

@@ -56,11 +56,13 @@ def collect(
             and elapsed >= protocol.min_device_s
             and relative_half_width(samples) <= protocol.ci_half_width
         )
-        capped = elapsed >= protocol.cap_s and count >= protocol.min_samples_floor
+        capped = elapsed >= min(protocol.cap_s, protocol.limit_s) and count >= protocol.min_samples_floor
         if settled or capped or count >= protocol.max_samples:
             return summarize(samples)
         if elapsed > protocol.limit_s:
-            raise CaseTimeoutError(f"{count} samples in {elapsed:.1f} s, over the case limit of {protocol.limit_s:g} s")
+            raise CaseTimeoutError(
+                f"{count} samples in {elapsed:.1f} s, over the case limit of {protocol.limit_s:g} s"
+            )
 
 
 def _batch_size(estimate_ms: float, *, at_most: int) -> int:

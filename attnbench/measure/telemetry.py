@@ -69,7 +69,10 @@ class Recorder:
             (self.sm, _ask(pynvml.nvmlDeviceGetClockInfo, self.handle, pynvml.NVML_CLOCK_SM)),
             (self.mem, _ask(pynvml.nvmlDeviceGetClockInfo, self.handle, pynvml.NVML_CLOCK_MEM)),
             (self.power, _ask(pynvml.nvmlDeviceGetPowerUsage, self.handle)),
-            (self.temperature, _ask(pynvml.nvmlDeviceGetTemperature, self.handle, pynvml.NVML_TEMPERATURE_GPU)),
+            (
+                self.temperature,
+                _ask(pynvml.nvmlDeviceGetTemperature, self.handle, pynvml.NVML_TEMPERATURE_GPU),
+            ),
         ):
             if answer is not None:
                 values.append(float(answer))

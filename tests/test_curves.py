@@ -1,0 +1,272 @@
+"""Curves from frames: groups, merging, flatness, and crossings whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench.case import Case
+from attnbench.curves import Curve, Group, crossovers, curve, curves, flatness, groups, length_label, slope
+from attnbench.store import COLUMNS, SCHEMA
+
+LENGTHS = tuple(2**k for k in range(8, 17))
+GROUP = Group(
+    heads=16, kv_heads=16, head_dim=128, value_dim=128, dtype="bf16", causal=True, device="GPU", batch=1
+)
+
+
+def row(mechanism: str = "a", seq_len: int = 1024, ms: float | None = 1.0, **given: Any) -> dict[str, Any]:
+    """A row with every column of the schema; the interval is the median +-1 %."""
+    axes = {"batch": 1, "heads": 16, "head_dim": 128, "dtype": "bf16", "workload": "fwd"}
+    axes |= {name: given.pop(name) for name in tuple(given) if name in axes}
+    case = Case(mechanism=mechanism, seq_len=seq_len, **axes)  # type: ignore[arg-type]
+    values: dict[str, Any] = dict.fromkeys(COLUMNS)
+    values |= case.as_dict() | {"workload": str(case.workload), "case_id": case.case_id}
+    values |= {"run_id": "run-1", "device": "GPU", "status": "ok" if ms is not None else "oom"}
+    if ms is not None:
+        rate = case.tokens / (ms * 1e-3)
+        values |= {"median_ms": ms, "ci_low_ms": ms * 0.99, "ci_high_ms": ms * 1.01, "tokens_per_s": rate}
+    else:
+        values["reason"] = "out of memory"
+    return values | given
+
+
+def frame(*rows: dict[str, Any]) -> pd.DataFrame:
+    """A frame as `load_results` makes one."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    result: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    result.attrs = {"runs": {}}
+    return result
+
+
+def line(name: str, ms: list[float], *, lengths: tuple[int, ...] = LENGTHS, ci: float = 0.0) -> Curve:
+    n, times = np.array(lengths[: len(ms)], dtype=np.int64), np.array(ms)
+    unknown = np.full(len(ms), math.nan)
+    return Curve(
+        mechanism=name,
+        workload="fwd",
+        group=GROUP,
+        seq_len=n,
+        median_ms=times,
+        ci_low_ms=times * (1 - ci) if ci else unknown,
+        ci_high_ms=times * (1 + ci) if ci else unknown,
+        tokens_per_s=n / times * 1e3,
+        peak_bytes=unknown,
+        energy_j=unknown,
+    )
+
+
+def test_sorted_and_only_ok_values() -> None:
+    (only,) = curves(frame(row(seq_len=4096, ms=4.0), row(seq_len=1024), row(seq_len=2048, ms=None)))
+    assert only.seq_len.tolist() == [1024, 4096]
+    assert only.median_ms.tolist() == [1.0, 4.0]
+    assert only.tokens_per_s.tolist() == [1024e3, 1024e3]
+    assert [(gap.seq_len, gap.status, gap.reason) for gap in only.gaps] == [(2048, "oom", "out of memory")]
+    assert np.isnan(only.peak_bytes).all()
+
+
+def test_batch_is_part_of_the_group() -> None:
+    found = curves(frame(*(row(batch=b, seq_len=n) for b in (1, 4) for n in (256, 512))))
+    assert [(c.group.batch, c.group.tokens, len(c)) for c in found] == [(1, None, 2), (4, None, 2)]
+
+
+def test_constant_tokens() -> None:
+    (only,) = curves(frame(*(row(batch=1024 // n, seq_len=n) for n in (256, 512, 1024))))
+    assert (only.group.batch, only.group.tokens, len(only)) == (None, 1024, 3)
+    assert "1k tokens a call" in only.group.label()
+
+
+def test_one_batch_of_one_length_is_no_constant_token_sweep() -> None:
+    (only,) = curves(frame(row(seq_len=1024)))
+    assert (only.group.batch, only.group.tokens) == (1, None)
+
+
+def test_each_run_keeps_its_mode() -> None:
+    constant = [row(batch=1024 // n, seq_len=n, run_id="constant") for n in (256, 512, 1024)]
+    grid = [row(batch=2, seq_len=n, run_id="grid") for n in (256, 512, 1024)]
+    found = groups(curves(frame(*constant, *grid)))
+    assert {(group.batch, group.tokens) for group in found} == {(None, 1024), (2, None)}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"heads": 8},
+        {"head_dim": 64},
+        {"dtype": "fp16"},
+        {"causal": False},
+        {"device": "other"},
+        {"kv_heads": 4},
+        {"workload": "bwd"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_separates_curves(changed: dict[str, Any]) -> None:
+    assert len(curves(frame(row(), row(**changed)))) == 2
+
+
+def test_runs_are_merged_by_the_median_of_their_medians() -> None:
+    rows = [row(ms=ms, run_id=f"run-{ms}") for ms in (1.0, 9.0, 2.0)]
+    (only,) = curves(frame(*rows))
+    assert only.median_ms.tolist() == [2.0]
+    assert only.ci_low_ms[0] == pytest.approx(0.99)
+    assert only.ci_high_ms[0] == pytest.approx(9.09)
+
+
+def test_a_value_outranks_a_failure_and_incorrect_outranks_both() -> None:
+    ok, oom = row(), row(ms=None, run_id="run-2")
+    wrong = row(run_id="run-3", status="incorrect", reason="off by one")
+    (merged,) = curves(frame(ok, oom))
+    assert (len(merged), merged.gaps) == (1, ())
+    (merged,) = curves(frame(ok, oom, wrong))
+    assert len(merged) == 0
+    assert [gap.status for gap in merged.gaps] == ["incorrect"]
+
+
+def test_nothing_known() -> None:
+    empty = dict.fromkeys(COLUMNS) | {
+        "case_id": "x",
+        "run_id": "r",
+        "mechanism": "m",
+        "workload": "fwd",
+        "status": "ok",
+    }
+    assert curves(frame(empty)) == ()
+    assert curves(frame()) == ()
+    (only,) = curves(frame(row() | {"median_ms": None, "device": None}))
+    assert len(only) == 0
+    assert only.group.device == ""
+
+
+def test_curve_by_name() -> None:
+    results = frame(row(), row("b"))
+    group = curves(results)[0].group
+    assert curve(results, mechanism="b", workload="fwd", group=group).mechanism == "b"
+    with pytest.raises(KeyError, match="no row of c, fwd"):
+        curve(results, mechanism="c", workload="fwd", group=group)
+
+
+@given(
+    st.lists(st.floats(min_value=1, max_value=1e9), min_size=1, max_size=20),
+    st.floats(min_value=0.01, max_value=100),
+)
+def test_flatness_has_no_unit(rates: list[float], unit: float) -> None:
+    score = flatness(rates)
+    assert score >= 1
+    assert flatness([rate * unit for rate in rates]) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("rates", [[], [1.0, 0.0], [1.0, math.nan]])
+def test_flatness_refuses(rates: list[float]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        flatness(rates)
+
+
+@given(st.floats(min_value=-3, max_value=3), st.integers(min_value=2, max_value=len(LENGTHS)))
+def test_slope_of_a_power_law(power: float, count: int) -> None:
+    lengths = list(LENGTHS[:count])
+    assert slope(lengths, [5e6 * n**power for n in lengths]) == pytest.approx(power, abs=1e-9)
+
+
+def test_slope_needs_two_lengths() -> None:
+    assert slope([1024], [1.0]) is None
+    assert slope([1024, 1024], [1.0, 2.0]) is None
+
+
+@given(
+    crossing=st.floats(min_value=LENGTHS[0] * 1.01, max_value=LENGTHS[-1] * 0.99),
+    powers=st.tuples(st.floats(min_value=0, max_value=2), st.floats(min_value=0, max_value=2)),
+    ci=st.sampled_from([0.0, 1e-6]),
+)
+def test_power_laws_cross_where_they_do(crossing: float, powers: tuple[float, float], ci: float) -> None:
+    p, q = powers
+    if abs(p - q) < 1e-2 or min(abs(math.log(crossing / n)) for n in LENGTHS) < 1e-3:
+        return  # not told apart next to the crossing
+    a = line("a", [(n / crossing) ** p for n in LENGTHS], ci=ci)
+    b = line("b", [(n / crossing) ** q for n in LENGTHS], ci=ci)
+    (found,) = crossovers(a, b)
+    assert found.low is not None
+    assert found.estimate is not None
+    assert found.low < crossing < found.high
+    assert found.high == 2 * found.low
+    assert found.estimate == pytest.approx(crossing, rel=1e-6)
+    assert found.faster == ("a" if p < q else "b")
+    assert crossovers(b, a) == (found,), "the order of the two does not matter"
+
+
+@given(
+    st.lists(st.floats(min_value=0.1, max_value=10), min_size=2, max_size=9),
+    st.lists(st.floats(min_value=0.1, max_value=10), min_size=2, max_size=9),
+    st.sampled_from([0.0, 0.02, 0.5]),
+)
+def test_crossings_alternate_in_order(a: list[float], b: list[float], ci: float) -> None:
+    found = [each for each in crossovers(line("a", a, ci=ci), line("b", b, ci=ci)) if each.low is not None]
+    for each in found:
+        assert each.low is not None
+        assert each.estimate is not None
+        assert each.low <= each.estimate <= each.high
+    for before, after in pairwise(found):
+        assert before.faster == after.slower
+        assert after.low is not None
+        assert before.high <= after.low
+
+
+def test_overlapping_intervals_widen_the_crossing() -> None:
+    a = line("a", [1.0, 1.00, 1.0, 1.0], ci=0.05)
+    b = line("b", [0.5, 0.98, 1.4, 2.0], ci=0.05)
+    (found,) = crossovers(a, b)
+    assert (found.low, found.high) == (256, 1024)
+    assert found.estimate is not None
+    assert 512 < found.estimate < 1024
+    (sharp,) = crossovers(line("a", [1.0] * 4), line("b", [0.5, 0.98, 1.4, 2.0]))
+    assert (sharp.low, sharp.high) == (512, 1024)
+
+
+def test_ahead_from_the_start() -> None:
+    (found,) = crossovers(line("a", [1.0, 1.0]), line("b", [2.0, 4.0]))
+    assert (found.faster, found.low, found.high, found.estimate) == ("a", None, 256, None)
+    assert found.sentence() == "a is ahead of b from 256 tokens or earlier"
+
+
+def test_never_told_apart() -> None:
+    assert crossovers(line("a", [1.0, 1.1], ci=0.2), line("b", [1.1, 1.0], ci=0.2)) == ()
+    assert crossovers(line("a", [1.0, 2.0]), line("b", [1.0, 2.0])) == ()
+    assert crossovers(line("a", []), line("b", [1.0])) == ()
+
+
+def test_only_common_lengths_count() -> None:
+    a = line("a", [1.0, 1.0, 1.0], lengths=(256, 512, 2048))
+    b = line("b", [0.5, 0.7, 4.0], lengths=(256, 1024, 2048))
+    (found,) = crossovers(a, b)
+    assert (found.low, found.high) == (256, 2048)
+
+
+def test_sentence_of_a_crossing() -> None:
+    a = line("lightning2", [1.0, 1.0], lengths=(512, 1024))
+    b = line("flash2", [0.73, 1.46], lengths=(512, 1024))
+    (found,) = crossovers(a, b)
+    assert found.sentence() == "lightning2 overtakes flash2 between 512 and 1,024 tokens (about 700)"
+
+
+@given(st.integers(min_value=1, max_value=2**24))
+def test_length_label_is_exact(tokens: int) -> None:
+    label = length_label(tokens)
+    unit = {"k": 1 << 10, "M": 1 << 20}.get(label[-1])
+    value = float(label[:-1]) * unit if unit else int(label.replace(",", ""))
+    assert value == tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "label"),
+    [(512, "512"), (1000, "1,000"), (1024, "1k"), (1536, "1.5k"), (3000, "3,000"), (1 << 20, "1M")],
+)
+def test_length_label(tokens: int, label: str) -> None:
+    assert length_label(tokens) == label

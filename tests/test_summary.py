@@ -1,0 +1,266 @@
+"""The closing words, word by word, on small frames."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from attnbench.case import Case
+from attnbench.store import COLUMNS, SCHEMA
+from attnbench.summary import (
+    as_json,
+    bytes_text,
+    closing,
+    rate_text,
+    render,
+    sentences,
+    summarize_run,
+    time_text,
+)
+
+Row = dict[str, Any]
+
+
+def row(mechanism: str, seq_len: int, ms: float | None = None, **given: Any) -> Row:
+    """A row with every column of the schema; without a time its status and reason are to be given."""
+    workload, batch = given.pop("workload", "fwd"), given.pop("batch", 1)
+    case = Case(
+        mechanism=mechanism,
+        workload=workload,
+        batch=batch,
+        heads=16,
+        seq_len=seq_len,
+        head_dim=128,
+        dtype="bf16",
+    )
+    values: Row = dict.fromkeys(COLUMNS) | case.as_dict() | {"workload": workload, "case_id": case.case_id}
+    values |= {"run_id": "run-1", "device": "NVIDIA H200", "status": "ok"}
+    if ms is not None:
+        values |= {"median_ms": ms, "ci_low_ms": ms * 0.99, "ci_high_ms": ms * 1.01}
+        values |= {"tokens_per_s": case.tokens / ms * 1e3, "peak_bytes": 5 << 28}
+    return values | given
+
+
+def frame(*rows: Row) -> pd.DataFrame:
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    result: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    result.attrs = {"runs": {}}
+    return result
+
+
+def crossing() -> list[Row]:
+    """flash2 in 0.73 ms at 512 tokens, doubling; lightning2 in 1 ms at every length."""
+    fast = [row("flash2", n, 0.73 * n / 512) for n in (512, 1024, 2048)]
+    return [*fast, *(row("lightning2", n, 1.0) for n in (512, 1024, 2048))]
+
+
+def said(*rows: Row) -> str:
+    return "\n".join(sentences(summarize_run(frame(*rows))))
+
+
+def printed(*rows: Row, **how: Any) -> str:
+    out = io.StringIO()
+    render(summarize_run(frame(*rows)), Console(file=out, width=140, color_system=None), **how)
+    return out.getvalue()
+
+
+def test_who_is_fastest_where() -> None:
+    (section,) = summarize_run(frame(*crossing())).sections
+    assert [(each.seq_len, each.mechanism, each.next) for each in section.leaders] == [
+        (512, "flash2", "lightning2"),
+        (1024, "lightning2", "flash2"),
+        (2048, "lightning2", "flash2"),
+    ]
+    assert section.leaders[2].ahead == pytest.approx(2.92)
+    assert all(each.clear for each in section.leaders)
+    assert "flash2 is fastest at 512 tokens, lightning2 from 1,024 to 2,048" in said(*crossing())
+
+
+def test_crossover_in_words() -> None:
+    assert "lightning2 overtakes flash2 between 512 and 1,024 tokens (about 700)." in said(*crossing())
+
+
+def test_ahead_in_words() -> None:
+    rows = [row(name, n, ms) for n in (512, 1024) for name, ms in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    text = said(*rows)
+    assert "a is ahead of b and c from 512 tokens or earlier." in text
+    assert "b is ahead of c" not in text, "only what concerns the leader is said"
+
+
+def test_flatness_in_words() -> None:
+    (section,) = summarize_run(frame(*crossing())).sections
+    assert [each.mechanism for each in section.flatness] == ["flash2", "lightning2"]
+    assert section.flatness[1].slope == pytest.approx(1)
+    expected = "flash2 is the flattest: its tokens/s stay within a factor of 1.00 (701 k tokens/s at"
+    assert expected in said(*crossing())
+
+
+def test_what_was_not_measured() -> None:
+    oom = [
+        row("linear-cumsum", n, status="oom", reason=f"tried to allocate {n} GiB")
+        for n in (8192, 16384, 32768)
+    ]
+    text = said(row("linear-cumsum", 4096, 1.0), *oom)
+    assert "Not measured: linear-cumsum (fwd): out of memory from 8,192 tokens on (3 cases)." in text
+
+
+def test_reasons_that_differ_in_numbers_are_one() -> None:
+    late = [row("a", n, status="timeout", reason=f"no 5 samples in {n} s") for n in (1024, 2048)]
+    here = summarize_run(frame(row("a", 4096, 1.0), *late)).missing
+    assert [each.sentence() for each in here] == [
+        "a (fwd): timed out between 1,024 and 2,048 tokens (2 cases): no 5 samples in 1024 s"
+    ]
+
+
+def test_unsupported_everywhere_in_all_workloads() -> None:
+    rows = [
+        row("xformers", n, status="unsupported", reason="not installed", workload=workload)
+        for n in (512, 1024)
+        for workload in ("bwd", "fwd")
+    ]
+    assert "Not measured: xformers (fwd, bwd): unsupported at every length (4 cases): not installed." in said(
+        *rows
+    )
+
+
+def test_a_single_failure_is_no_trend() -> None:
+    rows = [row("a", 512, status="oom", reason="x"), row("a", 1024, status="error", reason="boom")]
+    text = said(*rows, row("a", 2048, 1.0))
+    assert "a (fwd): out of memory at 512 tokens (1 case)." in text
+    assert "a (fwd): error at 1,024 tokens (1 case): boom." in text
+
+
+def test_incorrect_is_loud() -> None:
+    wrong = row("lightning1", 1024, 0.001, status="incorrect", reason="rel_err_o 0.3 is over 0.01")
+    rows = [row("flash2", 1024, 1.0), wrong]
+    first, *rest = sentences(summarize_run(frame(*rows)))
+    assert first == (
+        "INCORRECT: lightning1 (fwd): wrong output at every length (1 case): rel_err_o 0.3 is over 0.01."
+    )
+    assert (
+        rest[-1].endswith("1 case gave wrong output and count as no speed.")
+        or "gave wrong output" in rest[-1]
+    )
+    (section,) = summarize_run(frame(*rows)).sections
+    assert {each.mechanism for each in section.leaders} == {"flash2"}, "never as a speed"
+    assert "INCORRECT" in printed(*rows)
+
+
+def test_throttling() -> None:
+    rows = [row("a", 512, 1.0, throttle=["sw_power_cap"]), row("a", 1024, 1.0, throttle=["gpu_idle"])]
+    text = said(*rows, row("a", 2048, 1.0, throttle=[]), row("a", 4096, 1.0))
+    assert "Warning: the device held its clock back in 1 of 4 timed cases (sw_power_cap)." in text
+
+
+def test_clocks() -> None:
+    rows = [row("a", n, 1.0, sm_clock_mhz=mhz) for n, mhz in ((512, 1980.0), (1024, 1200.0))]
+    expected = (
+        "Warning: the SM clock of NVIDIA H200 ranged from 1,200 to 1,980 MHz; "
+        "1 case ran below 75% of the fastest."
+    )
+    assert expected in said(*rows)
+    assert "SM clock" not in said(row("a", 512, 1.0, sm_clock_mhz=1980.0), row("a", 1024, 1.0))
+
+
+def test_wide_intervals() -> None:
+    text = said(row("a", 512, 1.0, ci_high_ms=1.2), row("a", 1024, 1.0))
+    assert "1 case has a 95 % interval of the median that reaches farther than 5% from it (up to 20%)" in text
+
+
+def test_energy() -> None:
+    text = said(row("a", 512, 1.0, energy_j=0.5), row("a", 1024, 1.0, energy_j=0.25), row("b", 512, 1.0))
+    assert "energy per million tokens: a 244 J at 1,024 tokens." in text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row("a", 512, status="oom", reason="x")],
+        [row("a", 512, 1.0)],
+        [row("a", 512, 1.0), row("a", 1024, 2.0)],
+        [row("a", 512, 1.0) | dict.fromkeys(("ci_low_ms", "ci_high_ms", "peak_bytes", "device"))],
+        [
+            dict.fromkeys(COLUMNS)
+            | {"case_id": "x", "run_id": "r", "mechanism": "m", "workload": "w", "status": "ok"}
+        ],
+        [
+            dict.fromkeys(COLUMNS)
+            | {"case_id": "x", "run_id": "r", "mechanism": "m", "workload": "w", "status": "error"}
+        ],
+    ],
+    ids=["none", "no-ok", "one-point", "one-mechanism", "no-interval", "nothing-known", "no-reason"],
+)
+def test_little_to_say(rows: list[Row]) -> None:
+    assert closing(summarize_run(frame(*rows))) in printed(*rows)
+    assert json.loads(json.dumps(as_json(summarize_run(frame(*rows))), allow_nan=False))["rows"] == len(rows)
+
+
+def test_last_sentence() -> None:
+    rows = [*crossing(), row("a", 512, status="oom", reason="x")]
+    assert said(*rows).endswith("7 cases on NVIDIA H200: 6 ok, 1 oom.")
+    assert said() == "There is no case in these results."
+
+
+def test_names_are_no_markup() -> None:
+    name = "[bold red]mine[/bold red] [/]"
+    text = printed(row(name, 512, 1.0), row("b", 512, status="error", reason="[/nonsense] in [link=x]"))
+    assert text.count(name) >= 2
+    assert "[/nonsense] in [link=x]" in text
+    assert name in printed(row(name, 512, 1.0), detail=False)
+
+
+def test_render_tables() -> None:
+    text = printed(*crossing())
+    assert "Forward, batch 1, 16 heads, head dim 128, bf16, causal, NVIDIA H200" in text
+    for cell in ("1.02 M tokens/s", "1.00 ms", "1.25 GiB", "flash2 takes 1.46× the time", "1.00×", "+1.00"):
+        assert cell in text
+
+
+def test_many_sections_become_one_table() -> None:
+    rows = [row(m, n, 1.0 + i, batch=b) for b in range(1, 7) for i, m in enumerate("ab") for n in (256, 512)]
+    text = printed(*rows)
+    assert "Forward, 16 heads, head dim 128, bf16, causal, NVIDIA H200" in text
+    assert text.count("a is fastest from 256 to 512 tokens") == 6
+    assert "1.00 ms" not in text
+    assert "1.00 ms" in printed(*rows, detail=True)
+
+
+def test_json_is_complete() -> None:
+    data = json.loads(json.dumps(as_json(summarize_run(frame(*crossing()))), allow_nan=False))
+    assert data["sections"][0]["group"]["heads"] == 16
+    assert data["sections"][0]["crossovers"][0]["low"] == 512
+    assert data["statuses"] == {"ok": 6}
+    assert data["sentences"][-1] == "6 cases on NVIDIA H200: 6 ok."
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.34e6, "12.3 M tokens/s"),
+        (999.6e3, "1.00 M tokens/s"),
+        (5.0, "5.00 tokens/s"),
+        (3.2e9, "3.20 G tokens/s"),
+    ],
+)
+def test_rate_text(value: float, text: str) -> None:
+    assert rate_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.4123, "0.412 ms"), (9.999, "10.0 ms"), (0.0083, "8.30 µs"), (1250.0, "1.25 s"), (4e6, "4,000 s")],
+)
+def test_time_text(value: float, text: str) -> None:
+    assert time_text(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(5 << 28, "1.25 GiB"), (100, "100 B"), (1 << 20, "1.00 MiB")])
+def test_bytes_text(value: float, text: str) -> None:
+    assert bytes_text(value) == text
