@@ -58,10 +58,9 @@ def greedy(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
 
 
 def chatty(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-    """Right, and prints to stdout at every level there is."""
+    """Right, and prints to stdout by Python and by file descriptor, as a C library does."""
     print('{"row": "not mine to send"}', flush=True)
     os.write(1, b"raw bytes to the descriptor of stdout\n")
-    sys.__stdout__ and sys.__stdout__.write("more\n")
     return linear_quadratic(q, k, v, **given)
 
 
@@ -78,7 +77,9 @@ MECHANISMS = {
         summary="misbehaves",
         cost="N^2",
         providers=(
-            Provider(target=f"{__name__}:{target.__name__}", distribution="attnbench-fakes", devices=("cpu",)),
+            Provider(
+                target=f"{__name__}:{target.__name__}", distribution="attnbench-fakes", devices=("cpu",)
+            ),
         ),
     )
     for target in TARGETS

@@ -24,17 +24,31 @@ CPU = torch.device("cpu")
 
 
 def _case(workload: str = "fwd-bwd", **changes: Any) -> Case:
-    fields: dict[str, Any] = {"mechanism": "m", "batch": 2, "heads": 4, "seq_len": 37, "head_dim": 16, "dtype": "fp32"}
+    fields: dict[str, Any] = {
+        "mechanism": "m",
+        "batch": 2,
+        "heads": 4,
+        "seq_len": 37,
+        "head_dim": 16,
+        "dtype": "fp32",
+    }
     return Case(workload=Workload(workload), **{**fields, **changes})
 
 
-def _calls(case: Case, target: Target, *, family: str = "decay-linear", layout: Layout = "BHND", seed: int = 0) -> Calls:
+def _calls(
+    case: Case, target: Target, *, family: str = "decay-linear", layout: Layout = "BHND", seed: int = 0
+) -> Calls:
     inputs = build(case, semantics=SEMANTICS[family], layout=layout, device=CPU, seed=seed)
     return Calls(inputs=inputs, target=target)
 
 
 def _check(
-    target: Target, *, case: Case | None = None, family: str = "decay-linear", layout: Layout = "BHND", seed: int = 0
+    target: Target,
+    *,
+    case: Case | None = None,
+    family: str = "decay-linear",
+    layout: Layout = "BHND",
+    seed: int = 0,
 ) -> Verdict:
     case = case or _case()
     calls = _calls(case, target, family=family, layout=layout, seed=seed)
@@ -243,14 +257,16 @@ def test_each_gradient_is_checked_by_itself(name: str) -> None:
         apply: Callable[..., Tensor] = _HalfGradient.apply
         tensors = {"q": q, "k": k, "v": v}
         tensors[name] = apply(tensors[name])
-        return right_linear(**tensors, **given)
+        return right_linear(tensors["q"], tensors["k"], tensors["v"], **given)
 
     verdict = _check(halved)
     assert str(verdict.fault).startswith(f"d{name} is off by 5.00e-01 (relative")
     assert getattr(verdict.accuracy, f"rel_err_d{name}") == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("factor", "right"), [(1 + 1.5e-5, True), (1 + 2.5e-5, False)], ids=["within", "beyond"])
+@pytest.mark.parametrize(
+    ("factor", "right"), [(1 + 1.5e-5, True), (1 + 2.5e-5, False)], ids=["within", "beyond"]
+)
 def test_the_tolerance_is_the_border(factor: float, right: bool) -> None:
     def scaled(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
         return factor * right_linear(q, k, v, **given)

@@ -26,7 +26,14 @@ SQUARE = B * H * N * N * 4  # one N x N matrix per head
 
 
 def _memory(mechanism: str, workload: Workload, *, state_bytes: int | None = 0, **changes: Any) -> Memory:
-    fields: dict[str, Any] = {"batch": B, "heads": H, "seq_len": N, "head_dim": D, "value_dim": E, "dtype": "fp32"}
+    fields: dict[str, Any] = {
+        "batch": B,
+        "heads": H,
+        "seq_len": N,
+        "head_dim": D,
+        "value_dim": E,
+        "dtype": "fp32",
+    }
     case = Case(mechanism=mechanism, workload=workload, **{**fields, **changes})
     provider = find(mechanism).provider_for("cpu")
     assert isinstance(provider, Provider)
@@ -150,7 +157,9 @@ def test_a_quadratic_backward_saves_the_square_matrix() -> None:
 
 
 def test_lightning2_workspace_does_not_grow_with_length() -> None:
-    short, long = (_memory("lightning2", Workload.FWD, seq_len=length).workspace_bytes for length in (256, 1024))
+    short, long = (
+        _memory("lightning2", Workload.FWD, seq_len=length).workspace_bytes for length in (256, 1024)
+    )
     assert short is not None
     assert short > 0
     assert short == long

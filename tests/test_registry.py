@@ -48,7 +48,9 @@ def _case(mechanism: str = "flash2", **changes: Any) -> Case:
 
 
 def _provider(**changes: Any) -> Provider:
-    return Provider(**{"target": "attnbench.errors:nearest", "distribution": "torch", "devices": ("cpu",), **changes})
+    return Provider(
+        **{"target": "attnbench.errors:nearest", "distribution": "torch", "devices": ("cpu",), **changes}
+    )
 
 
 def _mechanism(*providers: Provider, name: str = "third-party", **changes: Any) -> Mechanism:
@@ -110,7 +112,8 @@ def test_importing_the_registry_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("lightening2", "lightning2"), ("flash-2", "flash2"), ("linear_cumsum", "linear-cumsum")]
+    ("typed", "meant"),
+    [("lightening2", "lightning2"), ("flash-2", "flash2"), ("linear_cumsum", "linear-cumsum")],
 )
 def test_an_unknown_mechanism_names_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"unknown mechanism '{typed}'; did you mean '{meant}'"):
@@ -130,7 +133,9 @@ def test_the_first_available_provider_is_taken() -> None:
     present = _provider(package="json", variant="second")
     assert _mechanism(absent, present).provider_for("cpu") == present
     assert _mechanism(present, absent).provider_for("cpu") == present
-    assert _mechanism(absent, _provider(variant="third"), present).provider_for("cpu") == _provider(variant="third")
+    assert _mechanism(absent, _provider(variant="third"), present).provider_for("cpu") == _provider(
+        variant="third"
+    )
 
 
 def test_a_provider_of_another_device_is_passed_over() -> None:
@@ -263,5 +268,7 @@ def test_a_third_party_cannot_take_a_name_in_use(register: Register) -> None:
 
 def test_an_entry_point_that_yields_something_else_is_named(register: Register) -> None:
     register("a string")
-    with pytest.raises(ValueError, match="entry point 'theirs' of their_package:mechanism is no attnbench Mechanism"):
+    with pytest.raises(
+        ValueError, match="entry point 'theirs' of their_package:mechanism is no attnbench Mechanism"
+    ):
         mechanisms()

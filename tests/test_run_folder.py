@@ -97,7 +97,9 @@ def test_a_real_sweep_recognises_itself_after_json(tmp_path: Path) -> None:
     """Tuples become lists on disk, which must not make a sweep another one."""
     sweep = load("quick", device="cpu")
     _open(tmp_path / "run", sweep=sweep.as_dict())
-    assert _open(tmp_path / "run", sweep=load("quick", device="cpu").as_dict(), resume=True).run_id == "quick-1"
+    assert (
+        _open(tmp_path / "run", sweep=load("quick", device="cpu").as_dict(), resume=True).run_id == "quick-1"
+    )
 
 
 DAMAGED = {
@@ -191,14 +193,20 @@ def _locked(device: str) -> bool:
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it() -> None:
-    holding = "from attnbench.executors.lock import device_lock\nwith device_lock('cpu'):\n print('held', flush=True)\n input()"
+    holding = (
+        "from attnbench.executors.lock import device_lock\n"
+        "with device_lock('cpu'):\n    print('held', flush=True)\n    input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"\(process {holder.pid}\) is timing on cpu"), device_lock("cpu"):
+        with (
+            pytest.raises(UserError, match=rf"\(process {holder.pid}\) is timing on cpu"),
+            device_lock("cpu"),
+        ):
             pytest.fail("two hold the lock")
         assert not _locked("cuda-GPU-1234")  # another device is free
         holder.kill()
@@ -207,13 +215,13 @@ def test_a_second_holder_is_refused_and_told_who_holds_it() -> None:
 
 
 def test_the_lock_is_free_after_its_block_even_after_an_error() -> None:
-    class Unexpected(Exception): ...
+    class UnexpectedError(Exception): ...
 
     def fail() -> None:
         with device_lock("cpu"):
-            raise Unexpected
+            raise UnexpectedError
 
-    with pytest.raises(Unexpected):
+    with pytest.raises(UnexpectedError):
         fail()
     assert not _locked("cpu")
 
@@ -235,7 +243,9 @@ def test_a_worker_that_outlives_its_parent_keeps_the_lock() -> None:
         assert not _locked("cpu")
 
 
-def test_a_lock_folder_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_lock_folder_that_is_not_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="cannot open the device lock"), device_lock("cpu"):
         pytest.fail("there is no lock to hold")

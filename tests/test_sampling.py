@@ -57,13 +57,25 @@ ClockOf = Callable[[Iterable[float]], ScriptedClock]
 
 def _protocol(**changes: Any) -> Protocol:
     """No rule binds but those that a test sets."""
-    loose: dict[str, Any] = {"min_samples": 6, "min_device_s": 0.0, "ci_half_width": 1e9, "cap_s": 1e6, "limit_s": 1e9}
+    loose: dict[str, Any] = {
+        "min_samples": 6,
+        "min_device_s": 0.0,
+        "ci_half_width": 1e9,
+        "cap_s": 1e6,
+        "limit_s": 1e9,
+    }
     return Protocol(**{**loose, **changes})
 
 
-def _collect(clock: ScriptedClock, *, estimate_ms: float, after_batch: Callable[[], None] = lambda: None, **rules: Any) -> Timing:
+def _collect(
+    clock: ScriptedClock, *, estimate_ms: float, after_batch: Callable[[], None] = lambda: None, **rules: Any
+) -> Timing:
     return collect(
-        lambda: None, clock=clock, protocol=_protocol(**rules), estimate_ms=estimate_ms, after_batch=after_batch
+        lambda: None,
+        clock=clock,
+        protocol=_protocol(**rules),
+        estimate_ms=estimate_ms,
+        after_batch=after_batch,
     )
 
 
@@ -123,7 +135,11 @@ def test_it_never_exceeds_the_most_samples(clock_of: ClockOf) -> None:
 def test_the_limit_before_the_floor_is_a_timeout(clock_of: ClockOf) -> None:
     with pytest.raises(CaseTimeoutError, match=r"4 samples in 80\.0 s, over the case limit of 60 s"):
         _collect(
-            clock_of(itertools.repeat(20_000.0)), estimate_ms=1000.0, min_samples=30, min_samples_floor=5, limit_s=60.0
+            clock_of(itertools.repeat(20_000.0)),
+            estimate_ms=1000.0,
+            min_samples=30,
+            min_samples_floor=5,
+            limit_s=60.0,
         )
 
 
@@ -146,11 +162,15 @@ def test_all_samples_are_kept_in_time_order(clock_of: ClockOf) -> None:
 def test_the_device_is_read_after_every_batch(clock_of: ClockOf) -> None:
     clock = clock_of(itertools.repeat(10.0))
     batches_seen: list[int] = []
-    _collect(clock, estimate_ms=10.0, min_samples=30, after_batch=lambda: batches_seen.append(len(clock.batches)))
+    _collect(
+        clock, estimate_ms=10.0, min_samples=30, after_batch=lambda: batches_seen.append(len(clock.batches))
+    )
     assert batches_seen == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("estimate_ms", "size"), [(0.0, 200), (0.01, 200), (1.0, 60), (25.0, 2), (59.0, 1), (900.0, 1)])
+@pytest.mark.parametrize(
+    ("estimate_ms", "size"), [(0.0, 200), (0.01, 200), (1.0, 60), (25.0, 2), (59.0, 1), (900.0, 1)]
+)
 def test_batches_hold_about_60_ms_of_work(clock_of: ClockOf, estimate_ms: float, size: int) -> None:
     clock = clock_of(itertools.repeat(max(estimate_ms, 0.001)))
     _collect(clock, estimate_ms=estimate_ms, min_samples=1)
@@ -162,7 +182,9 @@ def test_batches_hold_about_60_ms_of_work(clock_of: ClockOf, estimate_ms: float,
 
 def test_a_call_too_slow_for_the_floor_is_a_timeout_after_one_call(clock_of: ClockOf) -> None:
     clock = clock_of(itertools.repeat(13_000.0))
-    with pytest.raises(CaseTimeoutError, match=r"one call takes 13\.00 s: 5 samples do not fit .* limit of 60 s"):
+    with pytest.raises(
+        CaseTimeoutError, match=r"one call takes 13\.00 s: 5 samples do not fit .* limit of 60 s"
+    ):
         warm_up(lambda: None, clock=clock, protocol=_protocol(min_samples_floor=5, limit_s=60.0))
     assert clock.told == [13_000.0]
 

@@ -27,7 +27,9 @@ P, D, E = 3, 16, 24
 LENGTHS = (1, 2, 5, 127, 128, 129, 300)
 
 
-def _inputs(N: int, *, pairs: int = P, key_dim: int = D, value_dim: int = E) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _inputs(
+    N: int, *, pairs: int = P, key_dim: int = D, value_dim: int = E
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(N)
     widths = (key_dim, key_dim, value_dim, value_dim)
     q, k, v, do = (torch.randn(pairs, N, w, generator=generator, dtype=torch.float64) for w in widths)
@@ -51,7 +53,15 @@ def _definition(
 
 
 def _truth(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, family: str, slopes: Tensor | None, scale: float, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    *,
+    family: str,
+    slopes: Tensor | None,
+    scale: float,
+    causal: bool,
 ) -> dict[str, Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     o = _definition(*leaves, family=family, slopes=slopes, scale=scale, causal=causal)
@@ -74,7 +84,8 @@ def _assert_same(reference: Reference, truth: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         got = getattr(reference, name)
         assert got.dtype == torch.float64, name
-        torch.testing.assert_close(got, value, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+        assert got.shape == value.shape, name
+        assert torch.allclose(got, value, rtol=1e-10, atol=1e-11), name
 
 
 # ---------------------------------------------------------------- oracles
@@ -143,7 +154,9 @@ def test_a_strong_decay_does_not_overflow() -> None:
     given: dict[str, Any] = {"slopes": torch.full((P,), 50.0), "scale": 1.0, "causal": True}
     reference = decay_linear_oracle(q, k, v, do, **given)
     _assert_same(reference, _truth(q, k, v, do, family="linear", **given))
-    torch.testing.assert_close(reference.o, (q * k).sum(-1, keepdim=True) * v)  # only the token itself remains
+    torch.testing.assert_close(
+        reference.o, (q * k).sum(-1, keepdim=True) * v
+    )  # only the token itself remains
 
 
 def test_oracles_compute_low_precision_inputs_in_fp64() -> None:
@@ -224,7 +237,14 @@ def test_every_dtype_has_a_tolerance() -> None:
 
 
 def _case(workload: str = "fwd", **changes: Any) -> Case:
-    fields: dict[str, Any] = {"mechanism": "m", "batch": 2, "heads": 3, "seq_len": 100, "head_dim": 64, "dtype": "bf16"}
+    fields: dict[str, Any] = {
+        "mechanism": "m",
+        "batch": 2,
+        "heads": 3,
+        "seq_len": 100,
+        "head_dim": 64,
+        "dtype": "bf16",
+    }
     return Case(workload=Workload(workload), **{**fields, **changes})
 
 

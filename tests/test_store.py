@@ -19,17 +19,17 @@ from attnbench.case import Accuracy, Case, Measurement, Memory, Status, Telemetr
 from attnbench.errors import UserError
 
 # Scripts depend on these names and on this order.
-CONTRACT = """
-    case_id run_id mechanism semantics provider workload batch heads kv_heads seq_len head_dim value_dim dtype causal
-    device
-    status reason started_at
-    samples_ms median_ms p10_ms p90_ms ci_low_ms ci_high_ms first_call_ms
-    tokens_per_s tflops gbps roofline
-    input_bytes output_bytes saved_bytes state_bytes workspace_bytes peak_bytes reserved_bytes
-    rel_err_o rel_err_dq rel_err_dk rel_err_dv
-    kernels config
-    sm_clock_mhz mem_clock_mhz power_w temperature_c throttle energy_j
-""".split()
+CONTRACT = [
+    "case_id", "run_id", "mechanism", "semantics", "provider", "workload", "batch", "heads", "kv_heads", "seq_len",
+    "head_dim", "value_dim", "dtype", "causal", "device",
+    "status", "reason", "started_at",
+    "samples_ms", "median_ms", "p10_ms", "p90_ms", "ci_low_ms", "ci_high_ms", "first_call_ms",
+    "tokens_per_s", "tflops", "gbps", "roofline",
+    "input_bytes", "output_bytes", "saved_bytes", "state_bytes", "workspace_bytes", "peak_bytes", "reserved_bytes",
+    "rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv",
+    "kernels", "config",
+    "sm_clock_mhz", "mem_clock_mhz", "power_w", "temperature_c", "throttle", "energy_j",
+]  # fmt: skip
 
 SAMPLES = (3.0, 1.0, 2.0, 1.5)  # out of order on purpose
 
@@ -59,7 +59,9 @@ def _full(**changes: Any) -> Measurement:
         device="a device",
         started_at="2030-01-01T00:00:00.000+00:00",
         first_call_ms=50.0,
-        timing=Timing(samples_ms=SAMPLES, median_ms=2.0, p10_ms=1.1, p90_ms=2.9, ci_low_ms=1.2, ci_high_ms=2.8),
+        timing=Timing(
+            samples_ms=SAMPLES, median_ms=2.0, p10_ms=1.1, p90_ms=2.9, ci_low_ms=1.2, ci_high_ms=2.8
+        ),
         tflops=4.0,
         gbps=5.0,
         roofline=0.6,
@@ -93,7 +95,9 @@ def _bare(**changes: Any) -> Measurement:
     return Measurement(**given)
 
 
-def _table(*measurements: Measurement, run_id: str = "run-1", record: dict[str, Any] | None = None) -> pa.Table:
+def _table(
+    *measurements: Measurement, run_id: str = "run-1", record: dict[str, Any] | None = None
+) -> pa.Table:
     rows = [store.row(m, run_id=run_id) for m in measurements]
     return store.to_table(rows, records={run_id: record or {"device": "a device"}})
 
@@ -217,7 +221,7 @@ def test_an_empty_list_is_not_null(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_refused(field: str, value: float) -> None:
     timing = _full().timing
     assert timing is not None
-    changed = {
+    changed: dict[str, dict[str, Any]] = {
         "tflops": {"tflops": value},
         "first_call_ms": {"first_call_ms": value},
         "accuracy": {"accuracy": Accuracy(rel_err_dk=value)},
@@ -377,7 +381,9 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "results.parquet"
     store.write(_table(_full()), file)
     before = file.read_bytes()

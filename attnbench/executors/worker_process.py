@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from attnbench.measure.clock import now_s
 
@@ -64,19 +64,20 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Let an idle worker go; kill it if it does not."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it is gone already
-                self._process.stdin.close()
+        _close(self._process.stdin)
         try:
             self._process.wait(timeout=_END_LIMIT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+        _close(self._process.stdout)
 
     def kill(self) -> None:
         """End it at once, and whatever it started."""
         with contextlib.suppress(ProcessLookupError):  # it is gone already
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _close(self._process.stdin)
+        _close(self._process.stdout)
 
     def _answer(self, *, limit_s: float) -> dict[str, Any]:
         stdout = self._process.stdout
@@ -99,6 +100,7 @@ class WorkerProcess:
 
     def _death(self) -> WorkerDiedError:
         code = self._process.wait()
+        self.kill()  # what it started may live on
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         last = self._last_words()
         return WorkerDiedError(
@@ -110,3 +112,10 @@ class WorkerProcess:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip()[:300] if lines else ""
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    """Close an end of a pipe, even with bytes in it that a worker will not take any more."""
+    if pipe is not None:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()

@@ -35,3 +35,14 @@ def load_tile(p_x, o_x, m_n, m_x, DTYPE: tl.constexpr, MASK_ROWS: tl.constexpr, 
     else:
         b_x = tl.load(p_x + o_x)
     return b_x.to(DTYPE)
+
+
+@triton.jit
+def zero_accumulator(o_m, o_n, factor):
+    """Zeros [rows, columns] in fp32, which the compiler cannot see to be zeros; factor: any finite float.
+
+    Plain zeros are one constant, copied into every accumulator register, and on Hopper that makes ptxas wait
+    after each wgmma instruction of the loop (its note C7515: "serialized due to non wgmma instructions
+    defining accumulator registers").
+    """
+    return (o_m[:, None] + o_n[None, :]).to(tl.float32) * factor * 0.0

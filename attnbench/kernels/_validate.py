@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -118,6 +120,13 @@ def slopes(x: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
             _checked_slopes.clear()
         _checked_slopes[x] = version
     return x.detach().contiguous()
+
+
+def scale(x: float) -> float:
+    """The scale as a float, so that an integer 1 is not compiled in; rejects infinity and NaN."""
+    if not math.isfinite(x):
+        raise ValueError(f"scale must be finite, got {x}")
+    return float(x)
 
 
 def updatable_state(x: torch.Tensor) -> None:

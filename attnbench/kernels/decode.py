@@ -112,7 +112,7 @@ def lightning_decode(
             out.stride()[:2],
             state.stride()[:3],
             heads,
-            float(scale),
+            _validate.scale(scale),
             D=key_dim,
             E=value_dim,
             BLOCK_D=next_power_of_two(key_dim),

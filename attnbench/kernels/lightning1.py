@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from attnbench.kernels import _host, _validate
 from attnbench.kernels._plan import next_power_of_two
-from attnbench.kernels._tiles import first_row, load_tile, row_offsets
+from attnbench.kernels._tiles import first_row, load_tile, row_offsets, zero_accumulator
 
 __all__ = ["Tiles", "left_product", "lightning_attention_1"]
 
@@ -83,7 +83,7 @@ def lightning1_kernel(
     step_v = tl.cast(stride_v[2], tl.int64) * step
 
     b_q = load_tile(p_q, o_q, m_m, m_d, DTYPE, True, MASK_D)
-    b_o = (o_m[:, None] + o_e[None, :]).to(tl.float32) * scale * 0.0
+    b_o = zero_accumulator(o_m, o_e, scale)  # [BLOCK_M, BLOCK_E]
 
     # Left of the diagonal lambda^{i-j} splits at the first query and at the end of the key block:
     # lambda^{i - start} * lambda^{start - end} * lambda^{end - j}, each factor at most 1.
@@ -265,7 +265,7 @@ def lightning_attention_1(
 
     q, k: [B, H, N, D]; v: [B, H, N, E]; float32, float16 or bfloat16, any strides with a unit last one; D and
     E multiples of 16 up to 256; N at least 1. slopes: float32 [H], at least 0, or None for no decay; on the
-    CPU or on q's device. scale: a float.
+    CPU, or on q's device as a CUDA graph needs. scale: a float.
 
     Returns o [B, H, N, E] in v's dtype, its dimensions in memory in the order of v's. Differentiable in q, k
     and v.
@@ -275,5 +275,5 @@ def lightning_attention_1(
     """
     _validate.qkv("lightning_attention_1", q, k, v, layout="B, H, N")
     slopes = _validate.slopes(slopes, q)
-    out: torch.Tensor = _LightningAttention1.apply(q, k, v, slopes, float(scale))
+    out: torch.Tensor = _LightningAttention1.apply(q, k, v, slopes, _validate.scale(scale))
     return out

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from attnbench.kernels import _host, _validate
 from attnbench.kernels._plan import MAX_SEGMENTS, Plan, next_power_of_two, plan, segment_length, state_bytes
-from attnbench.kernels._tiles import first_row, load_tile, row_offsets
+from attnbench.kernels._tiles import first_row, load_tile, row_offsets, zero_accumulator
 
 __all__ = ["MAX_SEGMENTS", "Plan", "lightning_attention_2", "plan", "scan", "segment_length", "state_bytes"]
 
@@ -78,6 +78,7 @@ def lightning2_scan_kernel(
     WRITE_OUTPUT: tl.constexpr,
     DTYPE: tl.constexpr,
     INDEX: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
 ):
     """One segment of one head, one tile of value columns.
 
@@ -89,6 +90,7 @@ def lightning2_scan_kernel(
     WRITE_OUTPUT False: the first pass over a segmented sequence; only X' from X = 0, into p_segments.
     WRITE_OUTPUT True: X is built from p_initial and from the earlier segments' states.
     Forward, p_initial and p_final are states at a token; reversed, they are X and X' themselves.
+    SAME_ROWS: q and k have one row stride, so that one set of offsets serves both and registers are saved.
     """
     i_segment = tl.program_id(1)
     E_TILES: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
@@ -121,7 +123,7 @@ def lightning2_scan_kernel(
     # States of segments lie as [segment, batch * head, E, D].
     o_segment = o_e[:, None] * D + o_d[None, :]  # [BLOCK_E, BLOCK_D]
     segment_stride = (tl.num_programs(0) // E_TILES).to(tl.int64) * (E * D)
-    b_s = o_segment.to(tl.float32) * scale_o * 0.0
+    b_s = zero_accumulator(o_e, o_d, scale_o)  # [BLOCK_E, BLOCK_D]
     if WRITE_OUTPUT:
         if p_initial is not None:
             b_s = tl.load(_state_tile(p_initial, stride_initial, i_b, i_h, o_d, o_e), mask=m_s, other=0.0)
@@ -139,7 +141,9 @@ def lightning2_scan_kernel(
     p_k = first_row(p_k, stride_k, i_b, i_h, i_start, N, REVERSE)
     p_v = first_row(p_v, stride_v, i_b, i_h, i_start, N, REVERSE)
     o_q = row_offsets(o_c, stride_q, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
-    o_k = row_offsets(o_c, stride_k, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
+    o_k = o_q
+    if not SAME_ROWS:
+        o_k = row_offsets(o_c, stride_k, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
     o_v = row_offsets(o_c, stride_v, INDEX, REVERSE)[:, None] + o_e[None, :]  # [BLOCK_C, BLOCK_E]
     step: tl.constexpr = -BLOCK_C if REVERSE else BLOCK_C
     step_q = tl.cast(stride_q[2], tl.int64) * step
@@ -160,8 +164,7 @@ def lightning2_scan_kernel(
         o_o = row_offsets(o_c, stride_o, INDEX, REVERSE)[None, :] + o_e[:, None]  # [BLOCK_E, BLOCK_C]
         step_o = tl.cast(stride_o[2], tl.int64) * step
         length = tl.minimum(N - i_start, segment_len)
-        # The last chunk, full or not, is left for after the loop: its decay differs when it ends the
-        # sequence.
+        # The last chunk, full or not, waits until after the loop: where it ends the sequence its decay differs.
         full_chunks = (length - 1) // BLOCK_C
         for _ in range(full_chunks):
             b_k = load_tile(p_k, o_k, o_c, m_d, DTYPE, False, MASK_D)
@@ -271,6 +274,7 @@ def scan(
         REVERSE=reverse,
         DTYPE=_host.operand_dtype(q.dtype),
         INDEX=_host.index_dtype(plan.block_c, q, k, v, out),
+        SAME_ROWS=q.stride(2) == k.stride(2),
         num_warps=plan.num_warps,
         num_stages=plan.num_stages,
     )
@@ -299,10 +303,8 @@ class _LightningAttention2(torch.autograd.Function):
         if return_state:
             state_shape = (*q.shape[:2], q.shape[3], v.shape[3])
             state = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-        scan(
-            q, k, v, out=out, slopes=slopes, scale_out=scale, scale_state=1.0, initial=initial_state,
-            final=state
-        )  # fmt: skip
+        run = functools.partial(scan, slopes=slopes, scale_out=scale, scale_state=1.0)
+        run(q, k, v, out=out, initial=initial_state, final=state)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, slopes, initial_state)
         ctx.scale = scale
@@ -384,8 +386,8 @@ def lightning_attention_2(
 
     q, k: [B, H, N, D]; v: [B, H, N, E]; float32, float16 or bfloat16, any strides with a unit last one; D and
     E multiples of 16 up to 256; N at least 1. slopes: float32 [H], at least 0, or None for no decay; on the
-    CPU or on q's device. scale: a float; it multiplies the output and never the state. initial_state: float32
-    [B, H, D, E], S_0.
+    CPU, or on q's device as a CUDA graph needs. scale: a float; it multiplies the output and never the state.
+    initial_state: float32 [B, H, D, E], S_0.
 
     Returns o [B, H, N, E] in v's dtype, its dimensions in memory in the order of v's; with return_state the
     pair (o, S_N), S_N float32 [B, H, D, E]. Differentiable in q, k, v and initial_state, through o and
@@ -401,5 +403,7 @@ def lightning_attention_2(
     if initial_state is not None:
         _validate.state("initial_state", initial_state, q, v)
     slopes = _validate.slopes(slopes, q)
-    out, state = _LightningAttention2.apply(q, k, v, slopes, initial_state, float(scale), return_state)
+    out, state = _LightningAttention2.apply(
+        q, k, v, slopes, initial_state, _validate.scale(scale), return_state
+    )
     return (out, state) if return_state else out

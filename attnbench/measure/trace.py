@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ _NO_KERNEL = re.compile(r"^(Memcpy|Memset)")
 
 def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
     """Names in order of first appearance, each once; copies and fills by the driver are left out."""
+    # Left attached, the profiler adds to every later launch: 20 launches took 0.125 instead of 0.087 ms on an H200.
+    os.environ.setdefault("TEARDOWN_CUPTI", "1")
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:

@@ -207,6 +207,14 @@ def test_decode(name: str, value: torch.Tensor, error: type[Exception], message:
 
 
 @pytest.mark.parametrize("function", [lightning_attention_1, lightning_attention_2, lightning_decode])
+def test_scale(function: Callable[..., Any], device: str) -> None:
+    arguments = decode_arguments(device) if function is lightning_decode else sequence_arguments(device)
+    with pytest.raises(ValueError, match=r"^scale must be finite, got inf$"):
+        function(**arguments, scale=float("inf"))
+    function(**arguments, scale=1)
+
+
+@pytest.mark.parametrize("function", [lightning_attention_1, lightning_attention_2, lightning_decode])
 def test_cpu_tensors_are_refused_without_the_interpreter(
     function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,13 @@ def test_output_keeps_the_order_of_dimensions(order: tuple[int, ...], inputs: An
     assert lightning_attention_2(q, k, wide).stride() == v.stride()
 
 
+def test_rows_of_different_strides(oracle: Any, error: Any, inputs: Any, make_slopes: Any) -> None:
+    q, k, v = inputs((1, 2, 67, 16, 16))
+    tensors = (in_layout(q, "BNHD").requires_grad_(), k, in_layout(v, "slice").requires_grad_())
+    assert tensors[0].stride(2) != k.stride(2) != tensors[2].stride(2)
+    assert_close(run_both(tensors, oracle, make_slopes("geometric", 2)), error, 1e-5)
+
+
 def test_broadcast_keys_and_expanded_gradient(oracle: Any, error: Any, inputs: Any) -> None:
     q, k, v = inputs((2, 2, 34, 16, 16))
     k = k.detach()[:, :1].expand(2, 2, 34, 16)
