@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_device_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_device_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps of parallel tests must not wait for each other's device lock."""
     from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 
     monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path))
-    yield

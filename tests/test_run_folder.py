@@ -163,13 +163,13 @@ def test_a_record_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 def test_merged_rows_are_in_the_order_of_measurement_with_the_record(tmp_path: Path) -> None:
     folder = _open(tmp_path / "run")
     folder.keep(_row("sdpa", started_at="2030-01-01T00:00:03"))
-    folder.keep(_row("flash2", started_at="2030-01-01T00:00:01"))
-    folder.keep(_row("lightning2", started_at="2030-01-01T00:00:02"))
+    folder.keep(_row("lightning2", started_at="2030-01-01T00:00:01"))
+    folder.keep(_row("flash2", started_at="2030-01-01T00:00:02"))
     folder = folder.with_record(environment={"torch": "2"})
     merged = folder.merge()
     assert merged == tmp_path / "run" / "results.parquet"
     table = store.read(merged)
-    assert table.column("mechanism").to_pylist() == ["flash2", "lightning2", "sdpa"]
+    assert table.column("mechanism").to_pylist() == ["lightning2", "flash2", "sdpa"]
     assert store.records(table) == {"quick-1": {**RECORD, "environment": {"torch": "2"}}}
 
 

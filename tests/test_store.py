@@ -398,6 +398,20 @@ def test_a_failed_write_keeps_the_file_that_was_there(
     assert file.read_bytes() == before
 
 
+def test_a_file_appears_by_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody ever sees a part of it: without the rename there is no file."""
+
+    def fail(self: Path, target: Path) -> Path:
+        assert self.parent == target.parent  # elsewhere it might be another file system
+        assert self.suffix != ".parquet"  # or a reader would take it for a shard
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        store.write(_table(_full()), tmp_path / "results.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):

@@ -108,6 +108,7 @@ def _scans(case: Case, device: torch.device) -> dict[tuple[int, int], Plan]:
             key_dim=key_dim,
             value_dim=value_dim,
             element_size=TORCH_DTYPES[case.dtype].itemsize,
+            decays=True,
             multiprocessors=limit.multiprocessors,
             shared_memory=limit.shared_memory,
         )

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 # The table of launch configurations: (bytes per element, key dim rounded up to a power of two, at most)
-# -> (chunk, value tile, warps, stages). The rows for 2 bytes serve fp16 and bf16; (2, 128) was measured on
-# H200. fp32 products run on the CUDA cores, so tiles are smaller there.
+# -> (chunk, value tile, warps, stages). The rows for 2 bytes serve fp16 and bf16; they won a search over 274
+# checked configurations on an H200. fp32 products run on the CUDA cores, so tiles are smaller there.
 _CONFIGS: dict[tuple[int, int], tuple[int, int, int, int]] = {
-    (2, 64): (64, 64, 4, 3),
-    (2, 128): (64, 64, 4, 3),
-    (2, 256): (32, 64, 8, 3),
+    (2, 64): (64, 64, 4, 4),
+    (2, 128): (32, 64, 4, 5),
+    (2, 256): (32, 128, 8, 5),
     (4, 64): (16, 32, 4, 2),
     (4, 128): (16, 32, 4, 2),
     (4, 256): (16, 32, 4, 1),
 }
 
-MAX_SEGMENTS = 32
+MAX_SEGMENTS = 64
 MIN_CHUNKS_PER_SEGMENT = 4
-# Two passes read k and v twice: 1.4 times the time of one pass where both fill the device (measured on H200,
-# D = 128).
-_TWO_PASS_COST = 1.4
-# One segment's state, read back in the prologue of each later segment, weighs about as much as one chunk's q,
-# k and v.
-_STATE_COST_IN_CHUNKS = 1.0
-# Starting the second pass, and filling the pipelines of its programs, takes the time of a few chunks.
-_SECOND_LAUNCH_IN_CHUNKS = 4.0
 # Registers, not shared memory, hold a multiprocessor to this many programs.
 _MAX_PROGRAMS_PER_MULTIPROCESSOR = 2
+
+# The cost model's constants, from timings on an H200 at D = 128, in units of the time that a chunk takes with two
+# programs on each multiprocessor.
+_CHUNK_ALONE = 0.73  # a chunk where a program has its multiprocessor for itself
+_STATE_CHUNK = 0.45  # a chunk that only adds to the state: k and v alone
+_EARLIER_STATE = 1.0  # reading one earlier segment's state back
+_FIRST_PASS = 8.0  # starting the first of two passes, and filling its pipelines
+# Tokens that the weakest head of the geometric slope law, 2^-8, remembers: 25 ln 2 / slope. Slopes lie on the device
+# and are not read for a plan.
+_REMEMBERED_TOKENS = 4437
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,28 +91,28 @@ def plan(
     key_dim: int,
     value_dim: int,
     element_size: int,
+    decays: bool,
     multiprocessors: int,
     shared_memory: int,
 ) -> Plan:
     """The launch configuration for one scan over [batch, heads, seq_len] with the given dims.
 
-    element_size: bytes per element of q, k, v. multiprocessors and shared_memory (bytes per thread block)
-    describe the device. Pure; the results are remembered.
+    element_size: bytes per element of q, k, v. decays: there are slopes. multiprocessors and shared_memory
+    (bytes per thread block) describe the device. Pure; the results are remembered.
 
     Tiles come from the table, narrowed to a small value_dim; stages, then the chunk, shrink until a program
     fits the shared memory.
 
     Segments: a scan is sequential, so one program walks its whole sequence and batch * heads * ceil(value_dim
-    / block_e) programs may leave multiprocessors idle. Cutting the sequence into S segments multiplies the
-    programs by S, at the price of a second pass over k and v and of S - 1 states to read back. In units of
-    one chunk's time
+    / block_e) programs may leave multiprocessors idle. S segments make S times the programs of a S-th of the
+    chunks, and each segment but the first must learn the state before it: a head that forgets walks the tokens
+    that it remembers, if they lie within two segments; otherwise a first pass reduces every segment to a state,
+    and the second adds up the earlier ones. In units of one chunk's time
 
-        cost(1) = waves(1) * chunks
-        cost(S) = 1.4 * waves(S) * ceil(chunks / S) + (S - 1) + 4
+        cost(S) = waves(S) * (chunks / S + 0.45 * walked) + (S - 1 + 8 with a first pass)
 
-    where waves(S) = ceil(programs * S / slots) and slots is how many programs run at once; the last term is
-    the second launch. The cheapest S of at most 32, with at least 4 chunks in each segment, wins; of equals
-    the smallest.
+    where waves counts full rounds of programs, a last round of at most one program a multiprocessor as 0.73.
+    The cheapest S of at most 64, with at least 4 chunks in each segment, wins; of equals the smallest.
     """
     block_d = next_power_of_two(key_dim)
     chunk, block_e, num_warps, stages = _CONFIGS[element_size, max(64, block_d)]
@@ -127,19 +130,31 @@ def plan(
             chunk //= 2
 
     resident = min(_MAX_PROGRAMS_PER_MULTIPROCESSOR, max(1, shared_memory // shared()))
-    slots = multiprocessors * resident
     programs = batch * heads * -(-value_dim // block_e)
     chunks = -(-seq_len // chunk)
+    remembered = _REMEMBERED_TOKENS / chunk if decays else math.inf
 
     def cost(segments: int) -> float:
-        waves = -(-programs * segments // slots)
+        length = -(-chunks // segments)
+        waves = _waves(programs * segments, multiprocessors=multiprocessors, resident=resident)
         if segments == 1:
-            return waves * chunks
-        scans = _TWO_PASS_COST * waves * -(-chunks // segments)
-        return scans + _STATE_COST_IN_CHUNKS * (segments - 1) + _SECOND_LAUNCH_IN_CHUNKS
+            return waves * length
+        if remembered <= 2 * length:
+            walked = min(remembered, (segments - 1) * length)
+            return waves * (length + _STATE_CHUNK * walked)
+        states = _EARLIER_STATE * (segments - 1) + _FIRST_PASS
+        return waves * (length + _STATE_CHUNK * length) + states
 
     most = max(1, min(MAX_SEGMENTS, chunks // MIN_CHUNKS_PER_SEGMENT))
     segments = min(range(1, most + 1), key=cost)
     # Whole chunks per segment may need fewer segments than were asked for.
     segments = -(-chunks // -(-chunks // segments))
     return Plan(block_c=chunk, block_e=block_e, segments=segments, num_warps=num_warps, num_stages=stages)
+
+
+def _waves(programs: int, *, multiprocessors: int, resident: int) -> float:
+    """Rounds that the programs take, `resident` of them on a multiprocessor at a time."""
+    full, rest = divmod(programs, multiprocessors * resident)
+    if rest == 0:
+        return full
+    return full + (_CHUNK_ALONE if resident > 1 and rest <= multiprocessors else 1.0)

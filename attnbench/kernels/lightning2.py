@@ -10,6 +10,7 @@ Each program owns one tile of value columns of one head and keeps its state, tra
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal, overload
 
 import torch
@@ -20,6 +21,9 @@ from torch.autograd.function import once_differentiable
 from attnbench.kernels import _host, _validate
 from attnbench.kernels._plan import MAX_SEGMENTS, Plan, next_power_of_two, plan, segment_length, state_bytes
 from attnbench.kernels._tiles import first_row, load_tile, row_offsets, zero_accumulator
+
+# A token whose weight fell to e^-REACH = 2^-25 is below the rounding of the fp32 state that it would be added to.
+REACH = 25 * math.log(2.0)
 
 __all__ = ["MAX_SEGMENTS", "Plan", "lightning_attention_2", "plan", "scan", "segment_length", "state_bytes"]
 
@@ -48,7 +52,7 @@ def _chunk_state(b_k, b_v, b_s, b_column, decay):
     return tl.dot(b_w, b_k, b_s * decay, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["N", "H", "segment_len", "scale_o", "scale_s"])
+@triton.jit(do_not_specialize=["N", "H", "segment_len", "scale_o", "scale_s", "reach"])
 def lightning2_scan_kernel(
     p_q,
     p_k,
@@ -69,6 +73,7 @@ def lightning2_scan_kernel(
     segment_len,
     scale_o,
     scale_s,
+    reach,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -87,8 +92,11 @@ def lightning2_scan_kernel(
         o_i = scale_o * (scale_s * sum_{j<=i} lambda^{i-j} (q_i . k_j) v_j + lambda^i q_i X)
         X'  = lambda^L X + scale_s * sum_j lambda^{L-j} k_j^T v_j
 
-    WRITE_OUTPUT False: the first pass over a segmented sequence; only X' from X = 0, into p_segments.
-    WRITE_OUTPUT True: X is built from p_initial and from the earlier segments' states.
+    A head forgets if e^-reach is all that its decay leaves of a token two segments back. Then X is what the last
+    reach / slope tokens before the segment amount to, and those tokens are walked once more: no state travels.
+    WRITE_OUTPUT False: the first pass over a segmented sequence, for the heads that do not forget; only X' from
+    X = 0, into p_segments.
+    WRITE_OUTPUT True: X is built from p_initial, and from the earlier segments' states or tokens.
     Forward, p_initial and p_final are states at a token; reversed, they are X and X' themselves.
     SAME_ROWS: q and k have one row stride, so that one set of offsets serves both and registers are saved.
     """
@@ -124,19 +132,27 @@ def lightning2_scan_kernel(
     o_segment = o_e[:, None] * D + o_d[None, :]  # [BLOCK_E, BLOCK_D]
     segment_stride = (tl.num_programs(0) // E_TILES).to(tl.int64) * (E * D)
     b_s = zero_accumulator(o_e, o_d, scale_o)  # [BLOCK_E, BLOCK_D]
+    i_start = i_segment * segment_len
+    # The chunks that only add to the state: the whole segment, or those before it that it still remembers.
+    forgets = slope * segment_len * 2 >= reach
+    if WRITE_OUTPUT:
+        remembered = tl.minimum(reach / tl.maximum(slope, 1e-30), i_start)  # tokens
+        state_chunks = tl.where(forgets, tl.ceil(remembered / BLOCK_C).to(tl.int32), 0)
+    else:
+        state_chunks = tl.where(forgets, 0, segment_len // BLOCK_C)
     if WRITE_OUTPUT:
         if p_initial is not None:
-            b_s = tl.load(_state_tile(p_initial, stride_initial, i_b, i_h, o_d, o_e), mask=m_s, other=0.0)
+            m_x = m_s & (not forgets or state_chunks * BLOCK_C == i_start)
+            b_s = tl.load(_state_tile(p_initial, stride_initial, i_b, i_h, o_d, o_e), mask=m_x, other=0.0)
             if not REVERSE:
                 b_s *= tl.exp(-slope)
         if p_segments is not None:
             segment_decay = tl.exp(-slope * segment_len.to(tl.float32))
             p_x = p_segments + i_bh * (E * D)
-            for _ in tl.range(0, i_segment, num_stages=1):
+            for _ in tl.range(0, tl.where(forgets, 0, i_segment), num_stages=1):
                 b_s = b_s * segment_decay + tl.load(p_x + o_segment, mask=m_s, other=0.0)
                 p_x += segment_stride
 
-    i_start = i_segment * segment_len
     p_q = first_row(p_q, stride_q, i_b, i_h, i_start, N, REVERSE)
     p_k = first_row(p_k, stride_k, i_b, i_h, i_start, N, REVERSE)
     p_v = first_row(p_v, stride_v, i_b, i_h, i_start, N, REVERSE)
@@ -150,15 +166,21 @@ def lightning2_scan_kernel(
     step_k = tl.cast(stride_k[2], tl.int64) * step
     step_v = tl.cast(stride_v[2], tl.int64) * step
 
-    if not WRITE_OUTPUT:
-        for _ in range(segment_len // BLOCK_C):
+    if p_segments is not None:
+        if WRITE_OUTPUT:
+            p_k -= state_chunks.to(tl.int64) * step_k
+            p_v -= state_chunks.to(tl.int64) * step_v
+        for _ in range(state_chunks):
             b_k = load_tile(p_k, o_k, o_c, m_d, DTYPE, False, MASK_D)
             b_v = load_tile(p_v, o_v, o_c, m_e, DTYPE, False, MASK_E)
             b_s = _chunk_state(b_k, b_v, b_s, b_column, chunk_decay)
             p_k += step_k
             p_v += step_v
-        p_x = p_segments + i_segment * segment_stride + i_bh * (E * D)
-        tl.store(p_x + o_segment, b_s, mask=m_s)
+
+    if not WRITE_OUTPUT:
+        if not forgets:
+            p_x = p_segments + i_segment * segment_stride + i_bh * (E * D)
+            tl.store(p_x + o_segment, b_s, mask=m_s)
     else:
         p_o = first_row(p_o, stride_o, i_b, i_h, i_start, N, REVERSE)
         o_o = row_offsets(o_c, stride_o, INDEX, REVERSE)[None, :] + o_e[:, None]  # [BLOCK_E, BLOCK_C]
@@ -197,7 +219,7 @@ def lightning2_scan_kernel(
                 tl.store(_state_tile(p_final, stride_final, i_b, i_h, o_d, o_e), b_s, mask=m_s)
 
 
-def _plan_for(q: torch.Tensor, v: torch.Tensor) -> Plan:
+def _plan_for(q: torch.Tensor, v: torch.Tensor, *, decays: bool) -> Plan:
     """The plan for a scan over these tensors on their device."""
     limits = _host.limits(q.device)
     batch, heads, seq_len, key_dim = q.shape
@@ -208,6 +230,7 @@ def _plan_for(q: torch.Tensor, v: torch.Tensor) -> Plan:
         key_dim=key_dim,
         value_dim=v.shape[-1],
         element_size=q.element_size(),
+        decays=decays,
         multiprocessors=limits.multiprocessors,
         shared_memory=limits.shared_memory,
     )
@@ -235,7 +258,7 @@ def scan(
     initial is the state already decayed to the last token, and final the state decayed to the token before
     the first.
     """
-    plan = plan or _plan_for(q, v)
+    plan = plan or _plan_for(q, v, decays=slopes is not None)
     batch, heads, seq_len, key_dim = q.shape
     value_dim = v.shape[-1]
     length = segment_length(plan, seq_len)
@@ -266,6 +289,7 @@ def scan(
         segment_len=length,
         scale_o=scale_out,
         scale_s=scale_state,
+        reach=REACH,
         D=key_dim,
         E=value_dim,
         BLOCK_C=plan.block_c,
