@@ -109,7 +109,7 @@ class Protocol:
     min_samples: int = 30
     min_samples_floor: int = 5
     max_samples: int = 2000
-    min_device_s: float = 0.5
+    min_device_s: float = 0.5  # the device at work on samples and on clearing its cache between them
     ci_half_width: float = 0.005  # relative half width of the 95 % interval of the median
     warmup_s: float = 0.1
     cap_s: float = 5.0

@@ -103,7 +103,9 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
             {
                 "mechanism": mechanism.name,
                 "semantics": mechanism.semantics,
-                "formula": SEMANTICS[mechanism.semantics].formula,
+                "formula": SEMANTICS[mechanism.semantics].formula
+                if mechanism.semantics in SEMANTICS
+                else None,
                 "summary": mechanism.summary,
                 "cost": mechanism.cost,
                 "workloads": [str(w) for w in mechanism.workloads],

@@ -7,6 +7,7 @@ merged, `results.parquet`, which alone holds everything: rows, and the record in
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import json
 import math
 import os
@@ -100,10 +101,13 @@ def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
     return {name: values.get(name) for name in COLUMNS}
 
 
+def _metadata(runs: Mapping[str, Mapping[str, Any]]) -> dict[bytes, bytes]:
+    return {VERSION_KEY: str(SCHEMA_VERSION).encode(), RECORDS_KEY: json.dumps(runs).encode()}
+
+
 def to_table(rows: Sequence[Mapping[str, Any]], *, records: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     """Rows and the records of their runs as a table with the schema's version in its metadata."""
-    metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), RECORDS_KEY: json.dumps(records).encode()}
-    return pa.Table.from_pylist([dict(r) for r in rows], schema=SCHEMA.with_metadata(metadata))
+    return pa.Table.from_pylist([dict(r) for r in rows], schema=SCHEMA.with_metadata(_metadata(records)))
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -140,6 +144,8 @@ def read(path: Path) -> pa.Table:
     stated = (table.schema.metadata or {}).get(VERSION_KEY)
     if stated is None:
         raise UserError(f"{path} is a Parquet file, but not one of attnbench (it states no schema version)")
+    if not stated.isdigit() or int(stated) < 1:
+        raise UserError(f"{path} states the schema version {stated!r}, expected a whole number from 1 on")
     version = int(stated)
     if version > SCHEMA_VERSION:
         raise UserError(
@@ -165,10 +171,9 @@ def merge(tables: Iterable[pa.Table]) -> pa.Table:
     joined: dict[str, dict[str, Any]] = {}
     for table in tables:
         joined |= records(table)
-    metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), RECORDS_KEY: json.dumps(joined).encode()}
     bare = [table.replace_schema_metadata(None).cast(SCHEMA) for table in tables]
     whole = pa.concat_tables(bare) if bare else SCHEMA.empty_table()
-    return whole.replace_schema_metadata(metadata)
+    return whole.replace_schema_metadata(_metadata(joined))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -184,7 +189,9 @@ def files_of(path: Path) -> list[Path]:
     if shards:  # the shards are the truth; a merged file beside them may be of an earlier moment
         return shards
     found = sorted(path.glob("*.parquet"))
-    found += [file for run in sorted(path.glob("*/run.json")) for file in files_of(run.parent)]
+    for run in sorted(path.glob("*/run.json")):
+        if any(run.parent.rglob("*.parquet")):  # one that has only begun is no reason to refuse the others
+            found += files_of(run.parent)
     if not found:
         raise UserError(f"{path} holds no results (no Parquet file, no shards)")
     return found
@@ -196,7 +203,23 @@ def load_table(paths: Path | str | Iterable[Path | str]) -> pa.Table:
     Raises UserError as `read` and `files_of` do.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    return merge(read(file) for path in given for file in files_of(Path(path)))
+    files = [file for path in given for file in files_of(Path(path))]
+    table = merge(read(file) for file in files)
+    of_shards = {file.parent.parent for file in files if file.parent.name == "shards"}
+    return table.replace_schema_metadata(_metadata({**records(table), **_run_records(of_shards)}))
+
+
+def _run_records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The records of runs that are not merged yet, from their run.json: shards themselves hold rows alone.
+
+    A record that is missing or damaged costs what it would have told, not the rows.
+    """
+    found = {}
+    for folder in sorted(folders):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            found[record["run_id"]] = record
+    return found
 
 
 def load_results(paths: Path | str | Iterable[Path | str]) -> pd.DataFrame:

@@ -60,6 +60,7 @@ def _fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads of parallel tests would wait for each other
         mechanisms.cache_clear()
         yield
     mechanisms.cache_clear()
@@ -81,7 +82,7 @@ def _worker(folder: Path, *, protocol: Protocol = QUICK) -> SupervisedWorker:
 
 
 def test_a_case_measured_end_to_end(tmp_path: Path) -> None:
-    supervisor = _worker(tmp_path, protocol=dataclasses.replace(QUICK, limit_s=60.0))
+    supervisor = _worker(tmp_path, protocol=dataclasses.replace(QUICK, cap_s=600.0, limit_s=600.0))
     case = _case("lightning2", "fwd-bwd", batch=2, seq_len=200, head_dim=32, value_dim=48)
     with supervisor.running() as worker:
         worker.measure_ceilings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -28,6 +29,8 @@ def device_lock(device_id: str) -> Iterator[int]:
     path = folder / f"attnbench-{re.sub(r'[^A-Za-z0-9.-]+', '-', device_id)}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(PermissionError):  # another user's, and open to all already
+            os.fchmod(descriptor, 0o666)  # whatever the umask: other users must be able to ask
     except OSError as error:
         raise UserError(f"cannot open the device lock {path}: {error.strerror}") from error
     try:

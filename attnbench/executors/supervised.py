@@ -12,6 +12,7 @@ from attnbench import store
 from attnbench.case import Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
 from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError, WorkerProcess
+from attnbench.measure.clock import timestamp
 from attnbench.registry import find
 
 Row = Mapping[str, Any]
@@ -54,9 +55,15 @@ class SupervisedWorker:
             self._worker = None
 
     def measure_ceilings(self) -> None:
-        """Measure the device's ceilings, once, for the rates of all later rows."""
+        """Measure the device's ceilings, once, for the rates of all later rows.
+
+        Raises UserError when that fails.
+        """
         if self.ceilings is None:
-            self.ceilings = self._ready().ask({"ceilings": True}, limit_s=_CEILINGS_LIMIT_S)["ceilings"]
+            try:
+                self.ceilings = self._ready().ask({"ceilings": True}, limit_s=_CEILINGS_LIMIT_S)["ceilings"]
+            except (WorkerDiedError, WorkerHungError) as error:
+                raise UserError(f"the ceilings of {self.device} could not be measured: {error}") from error
 
     def row(self, case: Case, *, verify_only: bool = False) -> Row:
         """Measure a case (or only check its output); a dead or hanging worker becomes the row's status."""
@@ -93,6 +100,7 @@ class SupervisedWorker:
             reason=reason,
             semantics=find(case.mechanism).semantics,
             device=None if self.environment is None else self.environment["device"],
+            started_at=timestamp(),
         )
         return store.row(measurement, run_id=self.run_id)
 

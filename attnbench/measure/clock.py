@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,11 @@ class HostClock:
 def open_clock(*, device: torch.device, cache: Cache) -> Clock:
     """The clock of a device."""
     return CudaClock(device=device, cache=cache) if device.type == "cuda" else HostClock(cache=cache)
+
+
+def timestamp() -> str:
+    """The moment in UTC, ISO 8601 with milliseconds: when a case started."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def now_s() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 import json
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from attnbench.case import Case, Launch, Measurement, Protocol, Status, Timing
 from attnbench.measure.accuracy import check
 from attnbench.measure.ceilings import Ceilings
-from attnbench.measure.clock import Call, Phases, open_clock
+from attnbench.measure.clock import Call, Phases, open_clock, timestamp
 from attnbench.measure.environment import device_name
 from attnbench.measure.inputs import Calls, prepare
 from attnbench.measure.memory import memory_pass
@@ -46,7 +45,7 @@ def measure(
         reason="not measured",
         semantics=mechanism.semantics,
         device=device_name(device),
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        started_at=timestamp(),
     )
     provider = support(case, device=device.type)
     if isinstance(provider, str):

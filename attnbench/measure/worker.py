@@ -27,14 +27,14 @@ _HOST_MEMORY_SHARE = 0.85
 
 def main() -> None:
     """Serve until stdin closes: it does when the parent ends, however it ends."""
-    answers = _private_stdout()
+    messages, answers = _private_stdin(), _private_stdout()
     device = pick_device(sys.argv[1])
     if device.type == "cpu":
         _bound_host_memory()
     else:
         torch.cuda.init()
     _send(answers, {"hello": collect(device)})
-    for line in sys.stdin:
+    for line in messages:
         message = json.loads(line)
         answer = _answer(message, device=device)
         _send(answers, answer)
@@ -75,6 +75,15 @@ def _private_stdout() -> TextIO:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return answers
+
+
+def _private_stdin() -> TextIO:
+    """Keep stdin for messages alone: a library that reads it finds nothing."""
+    messages = os.fdopen(os.dup(0), "r")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return messages
 
 
 def _bound_host_memory() -> None:
