@@ -7,7 +7,6 @@ merged, `results.parquet`, which alone holds everything: rows, and the record in
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import json
 import math
 import os

@@ -54,21 +54,28 @@ def relative_error(value: Tensor, truth: Tensor, *, fallback: Tensor) -> float:
 
 
 def check(case: Case, *, calls: Calls, semantics: Semantics, device: torch.device) -> Verdict:
-    """Run a case once, with poisoned memory, and compare o (and dq, dk, dv) with the oracle.
+    """Run a case once, with poisoned memory, and judge what came out."""
+    poison_outputs(case, calls=calls, device=device)
+    return judge(case, got=calls.outputs(), calls=calls, semantics=semantics, device=device)
 
-    All outputs are checked for unwritten and non-finite elements and for shape and dtype; their values on
-    `sampled_heads`.
-    """
+
+def poison_outputs(case: Case, *, calls: Calls, device: torch.device) -> None:
+    """Poison as much memory as the outputs of one call take."""
     i = calls.inputs
     outputs = [(torch.Size((case.batch, case.seq_len, case.heads, case.value_dim)), TORCH_DTYPES[case.dtype])]
     if i.do is not None:
         outputs += [(t.shape, t.dtype) for t in (i.q, i.k, i.v)]
     poison(device=device, like=outputs)
-    o = calls.forward() if i.do is not None else calls.inference()
-    got: dict[str, Tensor] = {"o": o.detach()}
-    if i.do is not None:
-        got |= zip(("dq", "dk", "dv"), calls.gradients(o, keep=False), strict=True)
-    del o
+
+
+def judge(
+    case: Case, *, got: dict[str, Tensor], calls: Calls, semantics: Semantics, device: torch.device
+) -> Verdict:
+    """Compare the outputs of one call, as `Calls.outputs` names them, with the oracle.
+
+    All are checked for unwritten and non-finite elements and for shape and dtype; their values on
+    `sampled_heads`.
+    """
     fault = _malformed(got, case=case, calls=calls)
     if fault is not None:
         return Verdict(accuracy=Accuracy(), fault=fault)

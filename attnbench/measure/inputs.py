@@ -91,11 +91,13 @@ class Calls:
         i = self.inputs
         return torch.autograd.grad(o, (i.q, i.k, i.v), i.do, retain_graph=keep)  # type: ignore[return-value]
 
-    def once(self, workload: Workload) -> Callable[[], object]:
-        """Everything that a workload runs, from the start: what its first call compiles."""
-        return (
-            self.inference if workload is Workload.FWD else lambda: self.gradients(self.forward(), keep=False)
-        )
+    def outputs(self) -> dict[str, Tensor]:
+        """One call from the start: o and, when the inputs require gradients, dq, dk and dv."""
+        if self.inputs.do is None:
+            return {"o": self.inference()}
+        o = self.forward()
+        dq, dk, dv = self.gradients(o, keep=False)
+        return {"o": o.detach(), "dq": dq, "dk": dk, "dv": dv}
 
     def timed(self, workload: Workload) -> Callable[[], object]:
         """The call that a workload times; a `bwd` runs its forward here, once, outside the timed call."""
@@ -104,7 +106,7 @@ class Calls:
         if workload is Workload.BWD:
             o = self.forward()
             return lambda: self.gradients(o, keep=True)
-        return self.once(workload)
+        return lambda: self.gradients(self.forward(), keep=False)
 
 
 def prepare(

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from attnbench.case import Case, Launch, Measurement, Protocol, Status, Timing
-from attnbench.measure.accuracy import check
+from attnbench.case import Cache, Case, Launch, Measurement, Protocol, Status, Timing
+from attnbench.measure.accuracy import judge, poison_outputs
 from attnbench.measure.ceilings import Ceilings
-from attnbench.measure.clock import Call, Phases, open_clock, timestamp
+from attnbench.measure.clock import Call, Clock, Phases, open_clock, timestamp
 from attnbench.measure.environment import device_name
 from attnbench.measure.inputs import Calls, prepare
 from attnbench.measure.memory import memory_pass
@@ -72,8 +73,8 @@ def measure(
         out_of_memory = any(words in str(error) for words in _HOST_OUT_OF_MEMORY)
         status = Status.OOM if out_of_memory else _status_of(error)
         done = replace(blank, status=status, reason=f"{type(error).__name__}: {first_sentence(error)}")
-    finally:
-        gc.collect()
+    if done.status is not Status.OK:
+        gc.collect()  # an exception's frames may hold tensors in a cycle
     return replace(done, phases_s=phases.seconds)
 
 
@@ -115,16 +116,21 @@ class _Bench:
         )
 
     def verified(self) -> Measurement:
-        """Run once and check: status `ok`, or `incorrect`, with the errors."""
+        """Run once and judge: status `ok`, or `incorrect`, with the errors."""
         with self.phases("build"):
             calls = self.prepare()
-        return self._checked(calls, first_call_ms=None)
+        return self._first_call(calls, clock=open_clock(device=self.device, cache=Cache.HOT))
 
-    def _checked(self, calls: Calls, *, first_call_ms: float | None) -> Measurement:
+    def _first_call(self, calls: Calls, *, clock: Clock) -> Measurement:
+        """The first call, timed by itself, and the verdict on what it put out."""
+        with self.phases("build"):
+            poison_outputs(self.case, calls=calls, device=self.device)
+        got: dict[str, Tensor] = {}
+        with self.phases("first-call"):
+            first_call_ms = clock.once(lambda: got.update(calls.outputs()))
         with self.phases("verify"):
-            verdict = check(
-                self.case, calls=calls, semantics=SEMANTICS[self.mechanism.semantics], device=self.device
-            )
+            semantics = SEMANTICS[self.mechanism.semantics]
+            verdict = judge(self.case, got=got, calls=calls, semantics=semantics, device=self.device)
         return replace(
             self.blank,
             status=Status.OK if verdict.fault is None else Status.INCORRECT,
@@ -138,9 +144,7 @@ class _Bench:
         with self.phases("build"):
             calls = self.prepare()
         clock = open_clock(device=self.device, cache=self.protocol.cache)
-        with self.phases("first-call"):
-            first_call_ms = clock.once(calls.once(self.case.workload))
-        checked = self._checked(calls, first_call_ms=first_call_ms)
+        checked = self._first_call(calls, clock=clock)
         if checked.status is not Status.OK:
             return checked
         call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
