@@ -277,7 +277,8 @@ def plot(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG."""
+    """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG, and say what they show."""
+    from attnbench import summary
     from attnbench.store import load_results
 
     frame = load_results(runs)
@@ -287,7 +288,12 @@ def plot(
         files = _draw(frame, folder)
     except OSError as error:
         raise UserError(f"cannot write figures into {folder}: {error.strerror or error}") from error
-    print(json.dumps([str(f) for f in files], indent=1) if json_ else "\n".join(map(str, files)))
+    found = summary.summarize_run(frame)
+    if json_:
+        print(json.dumps({"figures": [str(f) for f in files], **summary.as_json(found)}, indent=1))
+        return
+    summary.render(found, _console())
+    print(f"\nFigures: {folder} ({len(files)} files)")
 
 
 @app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
@@ -378,7 +384,10 @@ def env(json_: Json = False, device: DeviceOption = "auto") -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)  # a file or a pipe has no width of its own
+    return console
 
 
 def _plain(text: str) -> str:

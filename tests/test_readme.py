@@ -1,0 +1,76 @@
+"""README is true: the output that it shows is what the command prints, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from attnbench import load_results, summary
+from attnbench.cli import app
+from attnbench.registry import mechanisms
+from attnbench.sweeps.loader import Overrides, load, preset_names
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDED = sorted((ROOT / "results").glob("**/*.parquet"))
+
+
+def _session() -> list[str]:
+    """The lines that README shows below the second prompt of its session."""
+    block = README.split("attnbench plot results/h200/constant-speed.parquet", 1)[1].split("\n\n", 1)[0]
+    return [line.strip() for line in block.splitlines()[1:]]
+
+
+def test_the_session_shows_what_the_command_prints() -> None:
+    text = io.StringIO()
+    summary.render(
+        summary.summarize_run(load_results(ROOT / "results/h200/constant-speed.parquet")),
+        Console(file=text, width=110),
+    )
+    printed = [line.strip() for line in text.getvalue().splitlines()]
+    shown = [line for line in _session() if line != "..."]
+    assert len(shown) > 10
+    assert [line for line in shown if line not in printed] == []
+
+
+def test_every_command_in_readme_exists() -> None:
+    lines = [line for line in README.splitlines() if re.match(r"\s+(\$ )?attnbench [a-z]", line)]
+    used = {shlex.split(line.replace("$ ", ""), comments=True)[1] for line in lines}
+    known = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    assert used == known
+
+
+def test_the_preset_table_is_complete_and_right() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (\d+) cases \|$", README, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == list(preset_names())
+    for name, count in rows:
+        assert len(load(name, device="cuda", overrides=Overrides()).cases()) == int(count), name
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert targets
+    assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda p: p.stem)
+def test_recorded_runs_read_and_hold_known_mechanisms(path: Path) -> None:
+    frame = load_results(path)
+    assert (frame["status"] == "ok").any()
+    assert not (frame["status"] == "incorrect").any()
+    assert set(frame["mechanism"]) <= set(mechanisms())
+    assert set(frame["run_id"]) == set(frame.attrs["runs"])
+
+
+def test_the_roofline_shares_that_readme_states() -> None:
+    frame = load_results(ROOT / "results/h200/constant-speed.parquet")
+    best = frame[frame["mechanism"] == "lightning2"].groupby("workload")["roofline"].max()
+    assert f"stands at {best['bwd']:.0%}".replace("%", " %") in README
+    assert f"its forward at {best['fwd']:.0%}".replace("%", " %") in README
