@@ -148,7 +148,7 @@ def summarize_run(frame: pd.DataFrame) -> Summary:
         sections=tuple(_sections(found)),
         missing=tuple(each for each in missing if each.status != Status.INCORRECT),
         incorrect=tuple(each for each in missing if each.status == Status.INCORRECT),
-        warnings=(*_throttled(frame), *_clocks(frame), *_wide(found)),
+        warnings=(*_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found)),
     )
 
 
@@ -349,6 +349,14 @@ def _joined(a: Missing, b: Missing) -> Missing:
 
 
 # --- what to doubt ------------------------------------------------------------------------------------------
+
+
+def _unlocked(frame: pd.DataFrame) -> list[str]:
+    """Devices that say of themselves that their clocks are free to move."""
+    records = (run.get("environment") or {} for run in frame.attrs.get("runs", {}).values())
+    gpus = [gpu for record in records if (gpu := record.get("gpu"))]
+    names = sorted({str(gpu["name"]) for gpu in gpus if gpu.get("clocks_locked") is False})
+    return [f"the clocks of {name} are not locked: times follow its power and temperature" for name in names]
 
 
 def _throttled(frame: pd.DataFrame) -> list[str]:

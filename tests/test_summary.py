@@ -264,3 +264,11 @@ def test_time_text(value: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(5 << 28, "1.25 GiB"), (100, "100 B"), (1 << 20, "1.00 MiB")])
 def test_bytes_text(value: float, text: str) -> None:
     assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(("locked", "warned"), [(False, True), (True, False), (None, False)])
+def test_free_clocks_are_said_aloud(locked: bool | None, warned: bool) -> None:
+    given = frame({"mechanism": "lightning2"})
+    given.attrs["runs"] = {"r": {"environment": {"gpu": {"name": "NVIDIA X", "clocks_locked": locked}}}}
+    said = [w for w in summarize_run(given).warnings if "clocks of NVIDIA X are not locked" in w]
+    assert bool(said) is warned

@@ -36,6 +36,7 @@ class LocalExecutor:
         with self.worker.running() as worker:
             worker.ceilings = self.folder.record.get("ceilings")
             worker.measure_ceilings()
+            worker.phases_s["start"] = now_s() - begun  # the worker's start and the ceilings
             self.folder = self.folder.with_record(environment=worker.environment, ceilings=worker.ceilings)
             try:
                 for case in cases:
