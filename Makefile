@@ -11,21 +11,23 @@ TORCH ?= $(if $(GPU),torch,torch==2.13.0)
 # The pins belong to the machine without a GPU: on the others torch brings the triton it was built with.
 PINS  ?= $(if $(GPU),,-c constraints.txt)
 
+PIP       := $(BIN)/python -m pip install -q --disable-pip-version-check $(PINS)
 INSTALLED := $(VENV)/.installed
+TESTABLE  := $(VENV)/.installed-for-tests
 
 .PHONY: sweep test lint types check clean
 
 sweep: $(INSTALLED)
 	$(BIN)/attnbench sweep quick
 
-test: $(INSTALLED)
+test: $(TESTABLE)
 	$(BIN)/python -m pytest -n 2
 
-lint: $(INSTALLED)
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(TESTABLE)
 	$(BIN)/mypy
 
 check: test lint types
@@ -36,6 +38,10 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnbench needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PINS) '$(TORCH)'
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PINS) -e '.[test,lint]'
+	$(PIP) '$(TORCH)'
+	$(PIP) -e .
+	touch $@
+
+$(TESTABLE): $(INSTALLED)
+	$(PIP) -e '.[test,lint]'
 	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from enum import IntEnum
@@ -232,9 +233,8 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
             grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
         )
     except InterruptedSweepError as stop:
-        arguments = " ".join(a for a in sys.argv[1:] if a != "--resume")
-        again = arguments if out is not None else f"{arguments} -o {path}"
-        print(f"{stop}\nGo on with: attnbench {again} --resume", file=sys.stderr)
+        arguments = [a for a in sys.argv[1:] if a != "--resume"] + ([] if out else ["-o", str(path)])
+        print(f"{stop}\nGo on with: attnbench {shlex.join(arguments)} --resume", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
     frame = load_results(outcome.results)
     found = summary.summarize_run(frame)

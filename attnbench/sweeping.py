@@ -58,22 +58,22 @@ def run_sweep(
     """
     if not cases:
         raise UserError(f"the sweep {sweep.name} has no cases")
-    folder = open_run(path, record=_record(sweep, command=command), resume=resume)
-    missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
-    try:
-        with device_lock(sweep.device) as lock:
-            worker = SupervisedWorker(
-                device=sweep.device,
-                protocol=sweep.protocol,
-                log=path / "worker.log",
-                run_id=folder.run_id,
-                lock=lock,
-            )
-            executor = LocalExecutor(folder=folder, worker=worker)
+    with device_lock(sweep.device) as lock:  # before the folder: a command that is refused leaves none behind
+        folder = open_run(path, record=_record(sweep, command=command), resume=resume)
+        missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
+        worker = SupervisedWorker(
+            device=sweep.device,
+            protocol=sweep.protocol,
+            log=path / "worker.log",
+            run_id=folder.run_id,
+            lock=lock,
+        )
+        executor = LocalExecutor(folder=folder, worker=worker)
+        try:
             with ticking(console, total=missing) as ticker:
                 executor.run(cases, started=ticker.started, finished=ticker.finished)
-    except KeyboardInterrupt:
-        raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
+        except KeyboardInterrupt:
+            raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
     folder = executor.folder
     return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"))
 

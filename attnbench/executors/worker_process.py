@@ -42,7 +42,11 @@ class WorkerProcess:
                 start_new_session=True,
                 pass_fds=() if inherit is None else (inherit,),
             )
-        self.environment: dict[str, Any] = self._answer(limit_s=_START_LIMIT_S)["hello"]
+        try:
+            self.environment: dict[str, Any] = self._answer(limit_s=_START_LIMIT_S)["hello"]
+        except BaseException:  # Ctrl-C while it starts: nobody else knows of it yet
+            self.kill()
+            raise
 
     @property
     def alive(self) -> bool:
