@@ -176,7 +176,9 @@ def sweep(
         float | None,
         typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the random inputs.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")
+    ] = None,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -307,7 +309,7 @@ def verify(
     value_dim: Annotated[
         list[str] | None, typer.Option("--value-dim", help="Default: as --head-dim.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")] = 0,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, Literal
 
 from attnbench.case import DTYPES, Case, Workload
-from attnbench.errors import unknown
+from attnbench.errors import UserError, unknown
 
 ENTRY_POINT_GROUP = "attnbench.mechanisms"
 
@@ -320,15 +320,20 @@ _BUILT_IN: tuple[Mechanism, ...] = (
 def mechanisms() -> Mapping[str, Mechanism]:
     """All mechanisms by name: the table above, then what installed packages register.
 
-    Raises ValueError when an entry point does not yield a Mechanism or takes a name already in use.
+    Raises UserError when an entry point cannot be loaded, yields no Mechanism, or takes a name already in use.
     """
     table = {mechanism.name: mechanism for mechanism in _BUILT_IN}
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        mechanism = entry.load()
+        try:
+            mechanism = entry.load()
+        except Exception as error:  # another package's code, whatever it raises: say whose it is
+            raise UserError(
+                f"entry point '{entry.name}' of {entry.value} cannot be loaded: {error}"
+            ) from error
         if not isinstance(mechanism, Mechanism):
-            raise ValueError(f"entry point '{entry.name}' of {entry.value} is no attnbench Mechanism")
+            raise UserError(f"entry point '{entry.name}' of {entry.value} is no attnbench Mechanism")
         if mechanism.name in table:
-            raise ValueError(
+            raise UserError(
                 f"entry point '{entry.name}' registers '{mechanism.name}', which is already registered"
             )
         table[mechanism.name] = mechanism

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from attnbench.case import Case
+from attnbench.case import Case, Launch
 from attnbench.errors import UserError
 from attnbench.executors.local import LocalExecutor
 from attnbench.executors.lock import device_lock
@@ -58,6 +58,8 @@ def run_sweep(
     """
     if not cases:
         raise UserError(f"the sweep {sweep.name} has no cases")
+    if sweep.device == "cpu" and sweep.protocol.launch is Launch.GRAPH:
+        raise UserError("launch 'graph' needs a CUDA device; on the CPU use --launch eager")
     with device_lock(sweep.device) as lock:  # before the folder: a command that is refused leaves none behind
         folder = open_run(path, record=_record(sweep, command=command), resume=resume)
         missing = len(cases) - len(folder.done() & {c.case_id for c in cases})

@@ -602,7 +602,7 @@ def test_one_sweep_at_a_time_and_a_terminated_one_ends_cleanly(
 
     running.wait_for("")
     running.send(signal.SIGTERM)
-    count, folder, line = _stopped(running.end(within_s=2.0))
+    count, folder, line = _stopped(running.end(within_s=5.0))  # the worker may still be starting
     assert running.worker_is_gone()
     assert (count, folder) == (0, Path("run"))
     assert line == (
@@ -926,3 +926,10 @@ def test_no_command_at_all_is_the_help(call: Call) -> None:
     done = call()
     assert done.code == 2
     assert "Commands:" in done.out + done.err
+
+
+def test_a_graph_launch_needs_a_gpu(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "slow.toml").write_text(SLOW)
+    answer = call("sweep", "slow.toml", "--device", "cpu", "--launch", "graph", "-o", "run")
+    _is_one_sentence(answer, "launch 'graph' needs a CUDA device")
+    assert not (tmp_path / "run").exists()

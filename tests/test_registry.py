@@ -262,13 +262,13 @@ def test_a_third_party_joins_the_table(register: Register) -> None:
 
 def test_a_third_party_cannot_take_a_name_in_use(register: Register) -> None:
     register(_mechanism(name="lightning2"))
-    with pytest.raises(ValueError, match="'theirs' registers 'lightning2', which is already registered"):
+    with pytest.raises(UserError, match="'theirs' registers 'lightning2', which is already registered"):
         mechanisms()
 
 
 def test_an_entry_point_that_yields_something_else_is_named(register: Register) -> None:
     register("a string")
     with pytest.raises(
-        ValueError, match="entry point 'theirs' of their_package:mechanism is no attnbench Mechanism"
+        UserError, match="entry point 'theirs' of their_package:mechanism is no attnbench Mechanism"
     ):
         mechanisms()
