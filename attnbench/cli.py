@@ -177,7 +177,7 @@ def sweep(
         typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")
+        int | None, typer.Option("--seed", max=2**31 - 1, help="Seed of the random inputs.")
     ] = None,
     json_: Json = False,
     device: DeviceOption = "auto",
