@@ -20,20 +20,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDED = sorted((ROOT / "results").glob("**/*.parquet"))
 
 
-def _session() -> list[str]:
-    """The lines that README shows below the second prompt of its session."""
+def _shown() -> list[str]:
+    """The lines that README shows below its second prompt."""
     block = README.split("attnbench plot results/h200/constant-speed.parquet", 1)[1].split("\n\n", 1)[0]
     return [line.strip() for line in block.splitlines()[1:]]
 
 
-def test_the_session_shows_what_the_command_prints() -> None:
+def test_readme_shows_what_the_command_prints() -> None:
     text = io.StringIO()
     summary.render(
         summary.summarize_run(load_results(ROOT / "results/h200/constant-speed.parquet")),
         Console(file=text, width=110),
     )
     printed = [line.strip() for line in text.getvalue().splitlines()]
-    shown = [line for line in _session() if line != "..."]
+    shown = [line for line in _shown() if line != "..."]
     assert len(shown) > 10
     assert [line for line in shown if line not in printed] == []
 
