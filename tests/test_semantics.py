@@ -285,3 +285,22 @@ BYTES = [
 @pytest.mark.parametrize(("changes", "expected"), BYTES, ids=lambda x: str(x).replace(" ", ""))
 def test_minimal_bytes(changes: dict[str, Any], expected: int) -> None:
     assert minimal_bytes(_case(**changes)) == expected
+
+
+def test_the_sixteen_bit_tolerance_covers_a_rounded_o_and_little_more() -> None:
+    """Softmax gradients over two tokens, exact but for an o rounded to bf16: the figure that the table states."""
+    generator = torch.Generator().manual_seed(0)
+
+    def dq(q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, rounded: bool) -> Tensor:
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~torch.ones(2, 2).tril().bool(), -torch.inf)
+        p = scores.softmax(-1)
+        o = (p @ v).bfloat16().double() if rounded else p @ v
+        gradient: Tensor = p * (do @ v.mT - (do * o).sum(-1, keepdim=True)) @ k
+        return gradient
+
+    errors = []
+    for _ in range(200):
+        given = [torch.randn(6, 2, 128, generator=generator).bfloat16().double() for _ in range(4)]
+        truth = dq(*given, rounded=False)
+        errors.append(float((dq(*given, rounded=True) - truth).norm() / truth.norm()))
+    assert 0.01 < max(errors) < TOLERANCES["bf16"]

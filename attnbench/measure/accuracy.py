@@ -53,12 +53,6 @@ def relative_error(value: Tensor, truth: Tensor, *, fallback: Tensor) -> float:
     return float(torch.linalg.vector_norm(value.double() - truth) / scale)
 
 
-def check(case: Case, *, calls: Calls, semantics: Semantics, device: torch.device) -> Verdict:
-    """Run a case once, with poisoned memory, and judge what came out."""
-    poison_outputs(case, calls=calls, device=device)
-    return judge(case, got=calls.outputs(), calls=calls, semantics=semantics, device=device)
-
-
 def poison_outputs(case: Case, *, calls: Calls, device: torch.device) -> None:
     """Poison as much memory as the outputs of one call take."""
     i = calls.inputs

@@ -85,14 +85,13 @@ class Recorder:
         """Medians of the readings; `energy_j` is the median power over one median call."""
         power_w = _median(self.power)
         power_w = None if power_w is None else power_w / 1e3
-        known = power_w is not None and median_ms is not None
         return Telemetry(
             sm_clock_mhz=_median(self.sm),
             mem_clock_mhz=_median(self.mem),
             power_w=power_w,
             temperature_c=_median(self.temperature),
             throttle=self._throttle(),
-            energy_j=power_w * median_ms * 1e-3 if known and power_w and median_ms else None,
+            energy_j=None if power_w is None or median_ms is None else power_w * median_ms * 1e-3,
         )
 
     def _throttle(self) -> tuple[str, ...] | None:

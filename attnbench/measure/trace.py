@@ -28,7 +28,7 @@ def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[s
 
 
 def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    # Left attached, the profiler adds to every later launch: 20 launches took 0.125 instead of 0.087 ms on an H200.
+    # Left attached, the profiler slows later launches (DESIGN.md has what was seen of it).
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
