@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.baselines.contract import need_causal
-from attnbench.case import Case
-from attnbench.kernels import lightning_attention_1, lightning_attention_2
+from attnbench.baselines.contract import Step, need_causal
+from attnbench.case import Case, Workload
+from attnbench.kernels import lightning_attention_1, lightning_attention_2, lightning_decode
 from attnbench.kernels._host import limits
 from attnbench.kernels.lightning1 import tiles
-from attnbench.kernels.lightning2 import Plan, plan, state_bytes
-from attnbench.semantics import TORCH_DTYPES
+from attnbench.kernels.lightning2 import REACH, Plan, plan, remembered_tokens, state_bytes
+from attnbench.semantics import TORCH_DTYPES, geometric_slopes
 
 
 def lightning2(
@@ -32,6 +32,37 @@ def lightning2(
     return o
 
 
+def lightning2_decode(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, slopes: Tensor | None, scale: float
+) -> Step:
+    """One token by the recurrence of Lightning Attention-2, in one kernel; the state is updated in place.
+
+    q, k: [B, H, D], v: [B, H, E], state: fp32 [B, H, D, E], slopes: fp32 [H] or None; the step returns o [B, H, E]
+    and the state.
+
+    The step raises ValueError or TypeError for what the kernel does not take.
+    """
+
+    def step() -> tuple[Tensor, ...]:
+        return lightning_decode(q, k, v, state, slopes, scale=scale), state
+
+    return step
+
+
+def lightning2_paper(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """Lightning Attention-2 as the paper has it: each sequence walked from end to end. Shapes and errors as for
+    `lightning2`.
+
+    Source: arXiv 2401.04658, Algorithms 1 and 2.
+    """
+    need_causal(causal)
+    o = lightning_attention_2(q, k, v, slopes, scale=scale, segments=1)
+    assert isinstance(o, Tensor)
+    return o
+
+
 def lightning1(
     q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
 ) -> Tensor:
@@ -41,30 +72,39 @@ def lightning1(
 
 
 def lightning2_state_bytes(case: Case, device: torch.device) -> int:
-    """Bytes of fp32 states in device memory: the most that one scan of the workload holds.
+    """Bytes of fp32 states in device memory: the most that one launch of the workload holds.
 
-    0 while the states stay in registers, which is so for a scan of one segment.
+    0 while the states stay in registers: with one segment, or where all heads forget within two.
     """
     return max(
         state_bytes(
             scan,
+            scans=scans,
             batch=case.batch,
             heads=case.heads,
             seq_len=case.seq_len,
             key_dim=key_dim,
             value_dim=value_dim,
+            remembered=_remembered(case),
         )
-        for (key_dim, value_dim), scan in _scans(case, device).items()
+        for (key_dim, value_dim, scans), scan in _launches(case, device).items()
     )
 
 
 def lightning2_config(case: Case, device: torch.device) -> dict[str, Any]:
-    """The launch configuration, as fields of `attnbench.kernels.lightning2.Plan`.
+    """The launch configurations, as fields of `attnbench.kernels.lightning2.Plan`.
 
-    That of o and dv; where D and E differ, dq and dk have their own, under "dq_dk".
+    That of the forward alone; of a workload with a backward those of its launches, under "o" and "dq_dk_dv", or,
+    where D and E differ, "dv" and "dq_dk".
     """
-    first, *others = (dataclasses.asdict(scan) for scan in _scans(case, device).values())
-    return {**first, "dq_dk": others[0]} if others else first
+    plans = {scans: dataclasses.asdict(chosen) for (*_, scans), chosen in _launches(case, device).items()}
+    if not case.workload.has_backward:
+        return plans[1]
+    gradients = {1: "dv", 2: "dq_dk", 3: "dq_dk_dv"}
+    named: dict[str, Any] = {gradients[scans]: chosen for scans, chosen in plans.items()}
+    if case.workload is Workload.FWD_BWD:
+        named["o"] = lightning2_config(dataclasses.replace(case, workload=Workload.FWD), device)
+    return named
 
 
 def lightning1_config(case: Case, device: torch.device) -> dict[str, Any]:
@@ -72,13 +112,15 @@ def lightning1_config(case: Case, device: torch.device) -> dict[str, Any]:
 
     "dq_dk" as for Lightning-2.
     """
+    limit = limits(device)
     first, *others = (
         dataclasses.asdict(
             tiles(
                 key_dim=key_dim,
                 value_dim=value_dim,
                 element_size=TORCH_DTYPES[case.dtype].itemsize,
-                shared_memory=limits(device).shared_memory,
+                shared_memory=limit.shared_memory,
+                architecture=limit.architecture,
             )
         )
         for key_dim, value_dim in _dims(case)
@@ -97,20 +139,33 @@ def _dims(case: Case) -> list[tuple[int, int]]:
     return dims
 
 
-def _scans(case: Case, device: torch.device) -> dict[tuple[int, int], Plan]:
-    """The plans of Lightning-2's scans by (key dim, value dim)."""
+def _remembered(case: Case) -> tuple[float, ...]:
+    """Tokens that each head remembers by the slopes of a measurement."""
+    reach = REACH[TORCH_DTYPES[case.dtype]]
+    return tuple(remembered_tokens(slope, reach=reach) for slope in geometric_slopes(case.heads).tolist())
+
+
+def _launches(case: Case, device: torch.device) -> dict[tuple[int, int, int], Plan]:
+    """The plans of Lightning-2's launches by key dim, value dim, and the number of scans together.
+
+    o = F(q, k, v) alone; dq = F(do, v, k), dk = R(v, do, q) and dv = R(k, q, do) together where the dims allow.
+    """
+    D, E = case.head_dim, case.value_dim
+    backward = [(D, E, 3)] if D == E else [(D, E, 1), (E, D, 2)]
     limit = limits(device)
     return {
-        (key_dim, value_dim): plan(
+        (key_dim, value_dim, scans): plan(
+            scans=scans,
             batch=case.batch,
             heads=case.heads,
             seq_len=case.seq_len,
             key_dim=key_dim,
             value_dim=value_dim,
             element_size=TORCH_DTYPES[case.dtype].itemsize,
-            decays=True,
+            remembered=_remembered(case),
             multiprocessors=limit.multiprocessors,
             shared_memory=limit.shared_memory,
+            architecture=limit.architecture,
         )
-        for key_dim, value_dim in _dims(case)
+        for key_dim, value_dim, scans in (backward if case.workload.has_backward else [(D, E, 1)])
     }

@@ -1,48 +1,43 @@
-"""How a Lightning-2 scan is cut into programs: tile sizes from one table, segments from a cost model."""
+"""How Lightning-2's scans are cut into programs: tile sizes from a table, segments from a cost model."""
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-# The table of launch configurations: (bytes per element, key dim rounded up to a power of two, at most)
-# -> (chunk, value tile, warps, stages). The rows for 2 bytes serve fp16 and bf16; they won a search over 274
-# checked configurations on an H200. fp32 products run on the CUDA cores, so tiles are smaller there.
-_CONFIGS: dict[tuple[int, int], tuple[int, int, int, int]] = {
-    (2, 64): (64, 64, 4, 4),
-    (2, 128): (32, 64, 4, 5),
-    (2, 256): (32, 128, 8, 5),
-    (4, 64): (16, 32, 4, 2),
-    (4, 128): (16, 32, 4, 2),
-    (4, 256): (16, 32, 4, 1),
-}
+from attnbench.kernels._configs import ScanConfig, scan_configs
 
-MAX_SEGMENTS = 64
-MIN_CHUNKS_PER_SEGMENT = 4
-# Registers, not shared memory, hold a multiprocessor to this many programs.
-_MAX_PROGRAMS_PER_MULTIPROCESSOR = 2
+_RESERVED = 1024  # bytes of shared memory that the hardware keeps for itself in every program
+MAX_SEGMENTS = 256
+MIN_TOKENS_PER_SEGMENT = 256
 
-# The cost model's constants, from timings on an H200 at D = 128, in units of the time that a chunk takes with two
-# programs on each multiprocessor.
-_CHUNK_ALONE = 0.73  # a chunk where a program has its multiprocessor for itself
-_STATE_CHUNK = 0.45  # a chunk that only adds to the state: k and v alone
-_EARLIER_STATE = 1.0  # reading one earlier segment's state back
-_FIRST_PASS = 8.0  # starting the first of two passes, and filling its pipelines
-# Tokens that the weakest head of the geometric slope law, 2^-8, remembers: 25 ln 2 / slope. Slopes lie on the device
-# and are not read for a plan.
-_REMEMBERED_TOKENS = 4437
+# The cost model's constants, fitted with the times of the table's rows to 1,100 timings on an H200.
+_STATE_CHUNK = 0.5  # a chunk that only adds to the state, k and v alone, in chunks
+_EARLIER_STATE = 0.54  # reading one earlier segment's state back, in chunks
+_LAST_WALK = 0.9  # what of the longest walk is left when all other programs have ended
+_BROKEN_ROUND = 0.5  # the least that a last, incomplete round of programs costs, in rounds
+_MORE_ROUNDS = (
+    1.07  # segments in several rounds: scans and tiles of a head lose each other, and the L2's help
+)
+_SEGMENTED_US = 3.0  # and once
+_FIRST_PASS_US = 8.0  # a first of two passes: starting it, and filling its pipelines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Launch configuration of one scan. Sizes in tokens (block_c) and columns of v (block_e)."""
+    """Launch configuration of one launch. Sizes in tokens (block_c) and columns of v (block_e).
+
+    max_registers: the most that a thread may use, so that more programs share a multiprocessor; None: no limit.
+    """
 
     block_c: int
     block_e: int
     segments: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_c", "block_e"):
@@ -68,93 +63,190 @@ def segment_length(plan: Plan, seq_len: int) -> int:
     return -(-chunks // plan.segments) * plan.block_c
 
 
-def state_bytes(plan: Plan, *, batch: int, heads: int, seq_len: int, key_dim: int, value_dim: int) -> int:
-    """Bytes of the fp32 workspace that one scan uses between its two passes; 0 for one segment.
+def remembered_tokens(slope: float, *, reach: float) -> float:
+    """Tokens after which e^-reach is all that the decay leaves of one; infinite without decay."""
+    return reach / slope if slope else math.inf
+
+
+def walks(remembered: float, *, length: int) -> bool:
+    """Whether a head that remembers so many tokens walks them again, instead of receiving a state."""
+    return remembered <= 2 * length
+
+
+def passes_states(plan: Plan, *, seq_len: int, remembered: Sequence[float] | None) -> bool:
+    """Whether a first pass has to reduce segments to states for some head. remembered: tokens for each head, or
+    None if unknown."""
+    length = segment_length(plan, seq_len)
+    if length >= seq_len:
+        return False
+    return remembered is None or not all(walks(tokens, length=length) for tokens in remembered)
+
+
+def state_bytes(
+    plan: Plan,
+    *,
+    scans: int,
+    batch: int,
+    heads: int,
+    seq_len: int,
+    key_dim: int,
+    value_dim: int,
+    remembered: Sequence[float] | None,
+) -> int:
+    """Bytes of the fp32 workspace that a launch of `scans` scans uses between its two passes; 0 for one pass.
 
     The last segment's state is nobody's input, so it is not kept.
     """
+    if not passes_states(plan, seq_len=seq_len, remembered=remembered):
+        return 0
     segments = -(-seq_len // segment_length(plan, seq_len))
-    return (segments - 1) * batch * heads * value_dim * key_dim * 4
+    return (segments - 1) * scans * batch * heads * value_dim * key_dim * 4
 
 
-def _shared_bytes(*, chunk: int, block_d: int, block_e: int, stages: int, element_size: int) -> int:
+def _shared_bytes(config: ScanConfig, *, block_d: int, element_size: int) -> int:
     """Shared memory of one program: the tiles of q, k and v in every stage, and the product k q^T."""
-    return element_size * (stages * chunk * (2 * block_d + block_e) + chunk * chunk)
+    tiles = config.num_stages * config.block_c * (2 * block_d + config.block_e)
+    return element_size * (tiles + config.block_c * config.block_c)
+
+
+def fitted(
+    config: ScanConfig, *, key_dim: int, value_dim: int, element_size: int, shared_memory: int
+) -> ScanConfig:
+    """The configuration with no wider a tile than the values, and with fewer stages, then smaller chunks, until its
+    programs fit the shared memory of a multiprocessor."""
+    config = replace(config, block_e=min(config.block_e, next_power_of_two(value_dim)))
+    block_d = next_power_of_two(key_dim)
+    room = (shared_memory + _RESERVED) // config.programs - _RESERVED
+    while _shared_bytes(config, block_d=block_d, element_size=element_size) > room:
+        if config.num_stages > 1:
+            config = replace(config, num_stages=config.num_stages - 1)
+        elif config.block_c > 16:
+            config = replace(config, block_c=config.block_c // 2)
+        else:
+            break
+    return config
 
 
 @functools.lru_cache(maxsize=1024)
 def plan(
     *,
+    scans: int = 1,
     batch: int,
     heads: int,
     seq_len: int,
     key_dim: int,
     value_dim: int,
     element_size: int,
-    decays: bool,
+    remembered: tuple[float, ...],
     multiprocessors: int,
     shared_memory: int,
+    architecture: str,
+    config: ScanConfig | None = None,
 ) -> Plan:
-    """The launch configuration for one scan over [batch, heads, seq_len] with the given dims.
+    """The launch configuration for `scans` scans together over [batch, heads, seq_len] with the given dims.
 
-    element_size: bytes per element of q, k, v. decays: there are slopes. multiprocessors and shared_memory
-    (bytes per thread block) describe the device. Pure; the results are remembered.
+    element_size: bytes per element of q, k, v. remembered: tokens that each head remembers, infinite without
+    decay. multiprocessors and shared_memory (bytes that one thread block may use, almost all that a
+    multiprocessor has) describe the device; architecture names its table. config: in the place of the table's
+    rows. Pure; the results are remembered.
 
-    Tiles come from the table, narrowed to a small value_dim; stages, then the chunk, shrink until a program
-    fits the shared memory.
+    A scan is sequential, so one program walks its whole sequence, and scans * batch * heads * ceil(value_dim /
+    block_e) programs may leave multiprocessors idle. S segments make S times the programs of an S-th of the
+    chunks, L each; but every segment except the first must learn the state before it. A head whose memory lies
+    within two segments walks what it remembers; for the others a first pass reduces every segment to a state, and
+    the second adds up the earlier ones that are remembered. With w the extra chunks of a program that this means,
+    m programs on each multiprocessor and t_m the time of a chunk, one round of programs takes
 
-    Segments: a scan is sequential, so one program walks its whole sequence and batch * heads * ceil(value_dim
-    / block_e) programs may leave multiprocessors idle. S segments make S times the programs of a S-th of the
-    chunks, and each segment but the first must learn the state before it: a head that forgets walks the tokens
-    that it remembers, if they lie within two segments; otherwise a first pass reduces every segment to a state,
-    and the second adds up the earlier ones. In units of one chunk's time
+        t_m * (L + mean w), at least t_m * L + 0.9 * t_1 * max w
 
-        cost(S) = waves(S) * (chunks / S + 0.45 * walked) + (S - 1 + 8 with a first pass)
-
-    where waves counts full rounds of programs, a last round of at most one program a multiprocessor as 0.73.
-    The cheapest S of at most 64, with at least 4 chunks in each segment, wins; of equals the smallest.
+    and several take t_m * (L + mean w) * (full rounds + a part for the last), m being all that fit, and 7 % more
+    where those are segments. Over the table's rows for these dims and over S, with at least 256 tokens a segment,
+    the cheapest wins.
     """
-    block_d = next_power_of_two(key_dim)
-    chunk, block_e, num_warps, stages = _CONFIGS[element_size, max(64, block_d)]
-    block_e = min(block_e, next_power_of_two(value_dim))
-
-    def shared() -> int:
-        return _shared_bytes(
-            chunk=chunk, block_d=block_d, block_e=block_e, stages=stages, element_size=element_size
+    best: tuple[float, Plan] | None = None
+    rows = (
+        scan_configs(architecture, element_size=element_size, key_dim=key_dim) if config is None else [config]
+    )
+    for row in rows:
+        chosen = fitted(
+            row,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            element_size=element_size,
+            shared_memory=shared_memory,
         )
+        programs = scans * batch * heads * -(-value_dim // chosen.block_e)
+        chunks = -(-seq_len // chosen.block_c)
+        most = max(1, min(MAX_SEGMENTS, seq_len // MIN_TOKENS_PER_SEGMENT))
+        counts = _counts(programs, slots=chosen.programs * multiprocessors, most=most)
+        for length in sorted({-(-chunks // count) for count in counts}, reverse=True):
+            segments = -(-chunks // length)
+            us = _cost_us(
+                programs=programs * segments,
+                multiprocessors=multiprocessors,
+                chunk_us=chosen.chunk_us or (1.0,) * chosen.programs,
+                length=length,
+                extra=[
+                    _extra_chunks(tokens / chosen.block_c, length=length, segments=segments)
+                    for tokens in remembered
+                ],
+            )
+            if segments > 1:
+                one_round = programs * segments <= chosen.programs * multiprocessors
+                us = us * (1.0 if one_round else _MORE_ROUNDS) + _SEGMENTED_US
+                if not all(walks(tokens, length=length * chosen.block_c) for tokens in remembered):
+                    us += _FIRST_PASS_US
+            if best is None or us < best[0]:
+                found = Plan(
+                    block_c=chosen.block_c,
+                    block_e=chosen.block_e,
+                    segments=segments,
+                    num_warps=chosen.num_warps,
+                    num_stages=chosen.num_stages,
+                    max_registers=chosen.max_registers,
+                )
+                best = us, found
+    assert best is not None
+    return best[1]
 
-    while shared() > shared_memory and (stages > 1 or chunk > 16):
-        if stages > 1:
-            stages -= 1
-        else:
-            chunk //= 2
 
-    resident = min(_MAX_PROGRAMS_PER_MULTIPROCESSOR, max(1, shared_memory // shared()))
-    programs = batch * heads * -(-value_dim // block_e)
-    chunks = -(-seq_len // chunk)
-    remembered = _REMEMBERED_TOKENS / chunk if decays else math.inf
-
-    def cost(segments: int) -> float:
-        length = -(-chunks // segments)
-        waves = _waves(programs * segments, multiprocessors=multiprocessors, resident=resident)
-        if segments == 1:
-            return waves * length
-        if remembered <= 2 * length:
-            walked = min(remembered, (segments - 1) * length)
-            return waves * (length + _STATE_CHUNK * walked)
-        states = _EARLIER_STATE * (segments - 1) + _FIRST_PASS
-        return waves * (length + _STATE_CHUNK * length) + states
-
-    most = max(1, min(MAX_SEGMENTS, chunks // MIN_CHUNKS_PER_SEGMENT))
-    segments = min(range(1, most + 1), key=cost)
-    # Whole chunks per segment may need fewer segments than were asked for.
-    segments = -(-chunks // -(-chunks // segments))
-    return Plan(block_c=chunk, block_e=block_e, segments=segments, num_warps=num_warps, num_stages=stages)
+def _counts(programs: int, *, slots: int, most: int) -> set[int]:
+    """Segments that are worth a look: few, or so many that they just fill some rounds of programs, or half a one."""
+    full = {max(1, halves * slots // (2 * programs)) for halves in (1, 2, 4, 6, 8)}
+    return {min(count, most) for count in {*range(1, 9), *full}}
 
 
-def _waves(programs: int, *, multiprocessors: int, resident: int) -> float:
-    """Rounds that the programs take, `resident` of them on a multiprocessor at a time."""
-    full, rest = divmod(programs, multiprocessors * resident)
-    if rest == 0:
-        return full
-    return full + (_CHUNK_ALONE if resident > 1 and rest <= multiprocessors else 1.0)
+def _extra_chunks(remembered: float, *, length: int, segments: int) -> tuple[float, float]:
+    """Chunks' worth of work that one head's segments need for their incoming states: the mean and the most."""
+    later = segments - 1
+    if not later:
+        return 0.0, 0.0
+    if walks(
+        remembered, length=length
+    ):  # within two segments: only the first of the later ones may be short of it
+        total = _STATE_CHUNK * (min(remembered, length) + (later - 1) * remembered)
+        return total / segments, _STATE_CHUNK * min(remembered, later * length)
+    back = later if math.isinf(remembered) else min(later, math.ceil(remembered / length))
+    states = back * (back + 1) / 2 + (later - back) * back
+    total = later * _STATE_CHUNK * length + _EARLIER_STATE * states
+    return total / segments, _STATE_CHUNK * length + _EARLIER_STATE * back
+
+
+def _cost_us(
+    *,
+    programs: int,
+    multiprocessors: int,
+    chunk_us: tuple[float, ...],
+    length: int,
+    extra: Sequence[tuple[float, float]],
+) -> float:
+    """Microseconds that so many programs of `length` chunks take; extra: the mean and the most for each head."""
+    mean = sum(average for average, _ in extra) / len(extra)
+    most = max(longest for _, longest in extra)
+    rounds = programs / (len(chunk_us) * multiprocessors)
+    if rounds <= 1:
+        each = chunk_us[-(-programs // multiprocessors) - 1]
+        return max(each * (length + mean), each * length + _LAST_WALK * chunk_us[0] * most)
+    full, rest = divmod(rounds, 1)
+    last = _BROKEN_ROUND + (1 - _BROKEN_ROUND) * rest if rest else 0.0
+    return chunk_us[-1] * max((length + mean) * (full + last), length + most)

@@ -7,19 +7,32 @@ import triton.language as tl
 
 
 @triton.jit
-def first_row(p_x, stride, i_b, i_h, i_n, N, REVERSE: tl.constexpr):
+def pick(options, i, COUNT: tl.constexpr):
+    """Option i of COUNT scalars or pointers; i is known to the running program only."""
+    x = options[0]
+    for other in tl.static_range(1, COUNT):
+        x = tl.where(i == other, options[other], x)
+    return x
+
+
+@triton.jit
+def pick_strides(options, i, COUNT: tl.constexpr):
+    """Strides (batch, head, token) of option i; options: for each of the three a tuple of COUNT."""
+    return pick(options[0], i, COUNT), pick(options[1], i, COUNT), pick(options[2], i, COUNT)
+
+
+@triton.jit
+def first_row(p_x, stride, i_b, i_h, i_n, N, reverse):
     """Pointer to row i_n, in scan order, of one head; stride = (batch, head, token); i_b and i_h are
     int64."""
-    if REVERSE:
-        i_n = N - 1 - i_n
+    i_n = tl.where(reverse, N - 1 - i_n, i_n)
     return p_x + i_b * stride[0] + i_h * stride[1] + tl.cast(i_n, tl.int64) * stride[2]
 
 
 @triton.jit
-def row_offsets(o_n, stride, INDEX: tl.constexpr, REVERSE: tl.constexpr):
+def row_offsets(o_n, stride, INDEX: tl.constexpr, reverse):
     """Offsets of a tile's rows o_n from its first, in scan order, in the integer type INDEX."""
-    if REVERSE:
-        o_n = -o_n
+    o_n = tl.where(reverse, -o_n, o_n)
     return o_n.to(INDEX) * stride[2]
 
 

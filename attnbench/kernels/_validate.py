@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import weakref
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
-from attnbench.kernels._host import interpreting
+from attnbench.kernels._host import Traits, interpreting, traits
+from attnbench.kernels._plan import MAX_SEGMENTS
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_DIM = 256
 
-# Slopes on a CUDA device whose values were found good -> the version they had. Reading values waits for the
-# device, so it happens once per tensor and version, and never again while the tensor lives unchanged.
-_checked_slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# Slopes on a CUDA device whose values were found good, by id, with the version they had and the values. Reading them
+# waits for the device, so it happens once per tensor and version, and never again while the tensor lives unchanged.
+_checked_slopes: dict[int, tuple[weakref.ref[torch.Tensor], int, tuple[float, ...]]] = {}
 _MAX_CHECKED_SLOPES = 256
 
 
-def _shape(x: torch.Tensor) -> str:
+def _shape(x: torch.Tensor | Traits) -> str:
     return str(list(x.shape))
 
 
@@ -34,13 +36,13 @@ def runnable(function: str, name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{function} needs CUDA tensors; {name} is on {x.device}")
 
 
-def same_device(name: str, x: torch.Tensor, q: torch.Tensor) -> None:
+def same_device(name: str, x: torch.Tensor | Traits, q: torch.Tensor | Traits) -> None:
     """Rejects a tensor that is not on q's device."""
     if x.device != q.device:
         raise ValueError(f"{name} must be on q's device, {q.device}; it is on {x.device}")
 
 
-def _head_dim(name: str, x: torch.Tensor) -> None:
+def _head_dim(name: str, x: Traits) -> None:
     dim = x.shape[-1]
     if dim % 16 or not 16 <= dim <= _MAX_DIM:
         raise ValueError(f"the last dim of {name} must be a multiple of 16 from 16 to {_MAX_DIM}, got {dim}")
@@ -51,14 +53,20 @@ def qkv(function: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, lay
     for name, x in (("q", q), ("k", k), ("v", v)):
         tensor(name, x)
     runnable(function, "q", q)
+    _qkv(traits(q), traits(k), traits(v), layout)
+
+
+@functools.lru_cache(maxsize=1024)
+def _qkv(q: Traits, k: Traits, v: Traits, layout: str) -> None:
+    """The same by traits, so that a call like an earlier one is not looked at again: checks cost the host time."""
     ndim = layout.count(",") + 2
-    if q.ndim != ndim:
+    if len(q.shape) != ndim:
         raise ValueError(f"q must have the shape [{layout}, D], got {_shape(q)}")
     if q.dtype not in _DTYPES:
         raise TypeError(f"q must be float32, float16 or bfloat16, got {q.dtype}")
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {_shape(q)}, got {_shape(k)}")
-    if v.ndim != ndim or v.shape[:-1] != q.shape[:-1]:
+    if len(v.shape) != ndim or v.shape[:-1] != q.shape[:-1]:
         leading = str(list(q.shape[:-1]))[1:-1]
         raise ValueError(
             f"v must have the shape [{layout}, E] with {layout} = {leading} as in q, got {_shape(v)}"
@@ -73,8 +81,8 @@ def qkv(function: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, lay
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
         same_device(name, x, q)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.stride(-1) != 1:
-            raise ValueError(f"the last dim of {name} must have stride 1, got the strides {list(x.stride())}")
+        if x.strides[-1] != 1:
+            raise ValueError(f"the last dim of {name} must have stride 1, got the strides {list(x.strides)}")
 
 
 def state(name: str, x: torch.Tensor, q: torch.Tensor, v: torch.Tensor) -> None:
@@ -88,21 +96,24 @@ def state(name: str, x: torch.Tensor, q: torch.Tensor, v: torch.Tensor) -> None:
     same_device(name, x, q)
 
 
-def _slope_values(x: torch.Tensor) -> None:
-    good = (x >= 0) & (x < float("inf"))
-    if not bool(good.all()):
-        head = int(torch.nonzero(~good)[0])
-        raise ValueError(f"slopes must be finite and not negative, got slopes[{head}] = {float(x[head])}")
+def _slope_values(x: torch.Tensor) -> tuple[float, ...]:
+    values = tuple(x.tolist())
+    for head, value in enumerate(values):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"slopes must be finite and not negative, got slopes[{head}] = {value}")
+    return values
 
 
-def slopes(x: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
-    """The slopes as the kernels take them: fp32 [H], contiguous, on q's device; or None.
+def slopes(
+    x: torch.Tensor | None, q: torch.Tensor, *, read: bool = True
+) -> tuple[torch.Tensor | None, tuple[float, ...] | None]:
+    """The slopes as the kernels take them, fp32 [H], contiguous, on q's device, and their values; or None.
 
-    Values are read at once on the CPU, and once per tensor and version on CUDA, except while a CUDA graph
-    captures, when reading is impossible.
+    Values are read, and checked, at once on the CPU, and once per tensor and version on CUDA; with `read` False, or
+    while a CUDA graph captures, when reading is impossible, values that were not read before are None.
     """
     if x is None:
-        return None
+        return None, None
     tensor("slopes", x)
     heads = q.shape[1]
     if x.dtype != torch.float32:
@@ -110,16 +121,19 @@ def slopes(x: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
     if x.ndim != 1 or x.shape[0] != heads:
         raise ValueError(f"slopes must have the shape [H] = [{heads}], got {_shape(x)}")
     if x.device.type == "cpu":
-        _slope_values(x.detach())
-        return x.detach().to(q.device).contiguous()
+        return x.detach().to(q.device).contiguous(), _slope_values(x)
     same_device("slopes", x, q)
     version = 0 if x.is_inference() else x._version  # Inference tensors keep no version.
-    if _checked_slopes.get(x) != version and not torch.cuda.is_current_stream_capturing():
-        _slope_values(x.detach())
+    checked = _checked_slopes.get(id(x))
+    values = None
+    if checked is not None and checked[0]() is x and checked[1] == version:  # an id may be another's by now
+        values = checked[2]
+    elif read and not torch.cuda.is_current_stream_capturing():
+        values = _slope_values(x)
         if len(_checked_slopes) >= _MAX_CHECKED_SLOPES:
             _checked_slopes.clear()
-        _checked_slopes[x] = version
-    return x.detach().contiguous()
+        _checked_slopes[id(x)] = (weakref.ref(x), version, values)
+    return (x.detach() if x.requires_grad else x).contiguous(), values
 
 
 def scale(x: float) -> float:
@@ -127,6 +141,12 @@ def scale(x: float) -> float:
     if not math.isfinite(x):
         raise ValueError(f"scale must be finite, got {x}")
     return float(x)
+
+
+def segments(x: int | None) -> None:
+    """Rejects a number of segments that no launch can have."""
+    if x is not None and not 1 <= x <= MAX_SEGMENTS:
+        raise ValueError(f"segments must be from 1 to {MAX_SEGMENTS}, or None, got {x}")
 
 
 def updatable_state(x: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ q, do).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from attnbench.kernels import _host, _validate
+from attnbench.kernels._configs import Tiles, tile_config
 from attnbench.kernels._plan import next_power_of_two
 from attnbench.kernels._tiles import first_row, load_tile, row_offsets, zero_accumulator
 
@@ -29,13 +30,13 @@ def lightning1_kernel(
     p_v,
     p_o,
     p_slopes,
+    scale,
     stride_q,
     stride_k,
     stride_v,
     stride_o,
     N,
     H,
-    scale,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -113,36 +114,21 @@ def lightning1_kernel(
     tl.store(p_o + o_o, b_o * scale, mask=m_m[:, None] & m_e[None, :])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tiles:
-    """Launch configuration: queries, keys and value columns per tile."""
-
-    block_m: int
-    block_n: int
-    block_e: int
-    num_warps: int
-    num_stages: int
-
-
-# The table of launch configurations: (bytes per element, key dim rounded up to a power of two, at least 64)
-# -> (queries, keys, value columns, warps, stages). fp32 products run on the CUDA cores, so tiles are smaller
-# there.
-_CONFIGS: dict[tuple[int, int], tuple[int, int, int, int, int]] = {
-    (2, 64): (128, 64, 128, 8, 3),
-    (2, 128): (128, 64, 128, 8, 3),
-    (2, 256): (128, 64, 128, 8, 2),
-    (4, 64): (64, 32, 32, 4, 2),
-    (4, 128): (32, 16, 32, 4, 2),
-    (4, 256): (32, 16, 32, 4, 1),
-}
-
-
-def tiles(*, key_dim: int, value_dim: int, element_size: int, shared_memory: int) -> Tiles:
-    """The launch configuration for these dims: the table's, with as many stages as fit the shared memory
-    (bytes)."""
+def tiles(
+    *,
+    key_dim: int,
+    value_dim: int,
+    element_size: int,
+    shared_memory: int,
+    architecture: str,
+    config: Tiles | None = None,
+) -> Tiles:
+    """The launch configuration for these dims: that of the architecture's table, or `config` in the place of
+    its row, with as many stages as fit the shared memory (bytes)."""
     block_d = next_power_of_two(key_dim)
-    block_m, block_n, block_e, num_warps, num_stages = _CONFIGS[element_size, max(64, block_d)]
-    block_e = min(block_e, next_power_of_two(value_dim))
+    row = config or tile_config(architecture, element_size=element_size, key_dim=key_dim)
+    block_m, block_n, num_stages = row.block_m, row.block_n, row.num_stages
+    block_e = min(row.block_e, next_power_of_two(value_dim))
 
     def shared() -> int:
         return element_size * (block_m * block_d + num_stages * block_n * (block_d + block_e))
@@ -153,7 +139,7 @@ def tiles(*, key_dim: int, value_dim: int, element_size: int, shared_memory: int
         else:
             block_m //= 2
     return Tiles(
-        block_m=block_m, block_n=block_n, block_e=block_e, num_warps=num_warps, num_stages=num_stages
+        block_m=block_m, block_n=block_n, block_e=block_e, num_warps=row.num_warps, num_stages=num_stages
     )
 
 
@@ -166,48 +152,63 @@ def left_product(
     slopes: torch.Tensor | None,
     scale: float,
     reverse: bool = False,
+    config: Tiles | None = None,
 ) -> None:
     """Launches out = F(q, k, v), or R(q, k, v) with reverse. Nothing is checked or waited for.
 
-    q, k: [B, H, N, D]; v, out: [B, H, N, E]; slopes: fp32 [H] or None.
+    q, k: [B, H, N, D]; v, out: [B, H, N, E]; slopes: fp32 [H] or None. config: in the place of the table's
+    row.
     """
+    launch = _prepare(
+        *map(_host.traits, (q, k, v, out)), None if slopes is None else _host.traits(slopes), reverse, config
+    )
+    with _host.on_device(q.device):
+        launch(q, k, v, out, slopes, scale)
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare(
+    q: _host.Traits,
+    k: _host.Traits,
+    v: _host.Traits,
+    out: _host.Traits,
+    slopes: _host.Traits | None,
+    reverse: bool,
+    config: Tiles | None,
+) -> _host.Launch:
+    """All of a launch that does not change from call to call."""
+    limits = _host.limits(q.device)
     batch, heads, seq_len, key_dim = q.shape
     value_dim = v.shape[-1]
-    config = tiles(
+    chosen = tiles(
         key_dim=key_dim,
         value_dim=value_dim,
-        element_size=q.element_size(),
-        shared_memory=_host.limits(q.device).shared_memory,
+        element_size=q.dtype.itemsize,
+        shared_memory=limits.shared_memory,
+        architecture=limits.architecture,
+        config=config,
     )
-    programs = triton.cdiv(value_dim, config.block_e) * batch * heads
-    with _host.on_device(q.device):
-        _host.launch(
-            lightning1_kernel,
-            (programs, triton.cdiv(seq_len, config.block_m)),
-            p_q=q,
-            p_k=k,
-            p_v=v,
-            p_o=out,
-            p_slopes=slopes,
-            stride_q=q.stride()[:3],
-            stride_k=k.stride()[:3],
-            stride_v=v.stride()[:3],
-            stride_o=out.stride()[:3],
-            N=seq_len,
-            H=heads,
-            scale=scale,
-            D=key_dim,
-            E=value_dim,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_D=next_power_of_two(key_dim),
-            BLOCK_E=config.block_e,
-            REVERSE=reverse,
-            DTYPE=_host.operand_dtype(q.dtype),
-            INDEX=_host.index_dtype(config.block_m, q, k, v, out),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+    programs = triton.cdiv(value_dim, chosen.block_e) * batch * heads
+    constants = {
+        "stride_q": q.strides[:3],
+        "stride_k": k.strides[:3],
+        "stride_v": v.strides[:3],
+        "stride_o": out.strides[:3],
+        "N": seq_len,
+        "H": heads,
+        "D": key_dim,
+        "E": value_dim,
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_N": chosen.block_n,
+        "BLOCK_D": next_power_of_two(key_dim),
+        "BLOCK_E": chosen.block_e,
+        "REVERSE": reverse,
+        "DTYPE": _host.operand_dtype(q.dtype),
+        "INDEX": _host.index_dtype(chosen.block_m, q, k, v, out),
+        "num_warps": chosen.num_warps,
+        "num_stages": chosen.num_stages,
+    }
+    return _host.Launch(lightning1_kernel, (programs, triton.cdiv(seq_len, chosen.block_m)), constants)
 
 
 class _LightningAttention1(torch.autograd.Function):
@@ -274,6 +275,6 @@ def lightning_attention_1(
     not fit.
     """
     _validate.qkv("lightning_attention_1", q, k, v, layout="B, H, N")
-    slopes = _validate.slopes(slopes, q)
+    slopes, _ = _validate.slopes(slopes, q)
     out: torch.Tensor = _LightningAttention1.apply(q, k, v, slopes, _validate.scale(scale))
     return out

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import triton
@@ -19,20 +21,48 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from attnbench.kernels import _host, _validate
-from attnbench.kernels._plan import MAX_SEGMENTS, Plan, next_power_of_two, plan, segment_length, state_bytes
-from attnbench.kernels._tiles import first_row, load_tile, row_offsets, zero_accumulator
+from attnbench.kernels._plan import (
+    MAX_SEGMENTS,
+    Plan,
+    next_power_of_two,
+    passes_states,
+    plan,
+    remembered_tokens,
+    segment_length,
+    state_bytes,
+)
+from attnbench.kernels._tiles import first_row, load_tile, pick, pick_strides, row_offsets, zero_accumulator
 
-# A token whose weight fell to e^-REACH = 2^-25 is below the rounding of the fp32 state that it would be added to.
-REACH = 25 * math.log(2.0)
+# A token whose weight fell to e^-REACH is left out: 2^-25 is below the rounding of the fp32 state that it would be
+# added to; 16-bit outputs are rounded at 2^-9 and 2^-12, seven bits above what they leave out.
+REACH = {
+    torch.float32: 25 * math.log(2.0),
+    torch.float16: 19 * math.log(2.0),
+    torch.bfloat16: 16 * math.log(2.0),
+}
 
-__all__ = ["MAX_SEGMENTS", "Plan", "lightning_attention_2", "plan", "scan", "segment_length", "state_bytes"]
+__all__ = [
+    "MAX_SEGMENTS",
+    "REACH",
+    "Hints",
+    "Plan",
+    "Scan",
+    "lightning_attention_2",
+    "plan",
+    "remembered_tokens",
+    "run_scans",
+    "segment_length",
+    "state_bytes",
+]
 
 
 @triton.jit
-def _state_tile(p_x, stride, i_b, i_h, o_d, o_e):
-    """Pointers to a tile of a state [B, H, D, E], transposed: [BLOCK_E, BLOCK_D]."""
-    p_x += i_b * stride[0] + i_h * stride[1]
-    return p_x + o_e.to(tl.int64)[:, None] * stride[3] + o_d.to(tl.int64)[None, :] * stride[2]
+def _state_tile(p_x, stride, i_scan, SCANS: tl.constexpr, i_b, i_h, o_d, o_e):
+    """Pointers to a tile of one scan's state [B, H, D, E], transposed: [BLOCK_E, BLOCK_D]."""
+    p_x = pick(p_x, i_scan, SCANS)
+    p_x += i_b * pick(stride[0], i_scan, SCANS) + i_h * pick(stride[1], i_scan, SCANS)
+    p_x += o_d.to(tl.int64)[None, :] * pick(stride[2], i_scan, SCANS)
+    return p_x + o_e.to(tl.int64)[:, None] * pick(stride[3], i_scan, SCANS)
 
 
 @triton.jit
@@ -52,7 +82,7 @@ def _chunk_state(b_k, b_v, b_s, b_column, decay):
     return tl.dot(b_w, b_k, b_s * decay, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["N", "H", "segment_len", "scale_o", "scale_s", "reach"])
+@triton.jit(do_not_specialize=["N", "B", "H", "segments", "segment_len", "reach"])
 def lightning2_scan_kernel(
     p_q,
     p_k,
@@ -62,6 +92,8 @@ def lightning2_scan_kernel(
     p_initial,
     p_final,
     p_segments,
+    scale_o,
+    scale_s,
     stride_q,
     stride_k,
     stride_v,
@@ -69,45 +101,67 @@ def lightning2_scan_kernel(
     stride_initial,
     stride_final,
     N,
+    B,
     H,
+    segments,
     segment_len,
-    scale_o,
-    scale_s,
     reach,
+    REVERSE: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    REVERSE: tl.constexpr,
     WRITE_OUTPUT: tl.constexpr,
     DTYPE: tl.constexpr,
     INDEX: tl.constexpr,
     SAME_ROWS: tl.constexpr,
+    SCANS: tl.constexpr,
+    SEGMENTED: tl.constexpr,
 ):
-    """One segment of one head, one tile of value columns.
+    """One segment of one head of one scan, one tile of value columns.
 
-    In scan order, with X the state that comes in, decayed to the segment's first token:
+    All that differs between the scans of a launch is a tuple with an entry for each. In scan order, with X the state
+    that comes in, decayed to the segment's first token:
 
         o_i = scale_o * (scale_s * sum_{j<=i} lambda^{i-j} (q_i . k_j) v_j + lambda^i q_i X)
         X'  = lambda^L X + scale_s * sum_j lambda^{L-j} k_j^T v_j
 
-    A head forgets if e^-reach is all that its decay leaves of a token two segments back. Then X is what the last
-    reach / slope tokens before the segment amount to, and those tokens are walked once more: no state travels.
+    A token is forgotten when e^-reach is all that its decay leaves of it. A head forgets if it does so within two
+    segments. Then X is what the last reach / slope tokens before the segment amount to, and those tokens are walked
+    once more: no state travels.
     WRITE_OUTPUT False: the first pass over a segmented sequence, for the heads that do not forget; only X' from
-    X = 0, into p_segments.
-    WRITE_OUTPUT True: X is built from p_initial, and from the earlier segments' states or tokens.
+    X = 0, into p_segments. There is none, and p_segments is None, where the host knows that all heads forget.
+    WRITE_OUTPUT True: X is built from p_initial, and from the earlier segments' states or tokens, as far back as
+    they are remembered.
     Forward, p_initial and p_final are states at a token; reversed, they are X and X' themselves.
     SAME_ROWS: q and k have one row stride, so that one set of offsets serves both and registers are saved.
     """
-    i_segment = tl.program_id(1)
     E_TILES: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
     MASK_D: tl.constexpr = D != BLOCK_D
     MASK_E: tl.constexpr = E % BLOCK_E != 0
-    i_e = tl.program_id(0) % E_TILES
-    i_bh = (tl.program_id(0) // E_TILES).to(tl.int64)
-    i_b = i_bh // H
-    i_h = i_bh % H
+    # Tiles and scans of one head and segment start together: they read the same rows. The last head, of the
+    # weakest decay by the usual slope laws, has the most tokens to walk and therefore starts first.
+    i_program = tl.program_id(0)
+    i_e = i_program % E_TILES
+    i_program //= E_TILES
+    i_scan = i_program % SCANS
+    i_program //= SCANS
+    i_segment = i_program % segments
+    i_program //= segments
+    i_b = (i_program % B).to(tl.int64)
+    i_h = (H - 1 - i_program // B).to(tl.int64)
+    i_bh = (i_scan * B + i_b) * H + i_h
+
+    p_q = pick(p_q, i_scan, SCANS)
+    p_k = pick(p_k, i_scan, SCANS)
+    p_v = pick(p_v, i_scan, SCANS)
+    stride_q = pick_strides(stride_q, i_scan, SCANS)
+    stride_k = pick_strides(stride_k, i_scan, SCANS)
+    stride_v = pick_strides(stride_v, i_scan, SCANS)
+    scale_o = pick(scale_o, i_scan, SCANS)
+    scale_s = pick(scale_s, i_scan, SCANS)
+    reverse = pick(REVERSE, i_scan, SCANS)
 
     slope = 0.0
     if p_slopes is not None:
@@ -128,45 +182,48 @@ def lightning2_scan_kernel(
     b_column = tl.exp(-slope * (BLOCK_C - o_c).to(tl.float32)) * scale_s  # [BLOCK_C]
     chunk_decay = tl.exp(-slope * BLOCK_C)
 
-    # States of segments lie as [segment, batch * head, E, D].
+    # States of segments lie as [segment, scan * batch * head, E, D].
     o_segment = o_e[:, None] * D + o_d[None, :]  # [BLOCK_E, BLOCK_D]
-    segment_stride = (tl.num_programs(0) // E_TILES).to(tl.int64) * (E * D)
+    segment_stride = tl.cast(SCANS * E * D, tl.int64) * B * H
     b_s = zero_accumulator(o_e, o_d, scale_o)  # [BLOCK_E, BLOCK_D]
     i_start = i_segment * segment_len
-    # The chunks that only add to the state: the whole segment, or those before it that it still remembers.
-    forgets = slope * segment_len * 2 >= reach
     if WRITE_OUTPUT:
-        remembered = tl.minimum(reach / tl.maximum(slope, 1e-30), i_start)  # tokens
-        state_chunks = tl.where(forgets, tl.ceil(remembered / BLOCK_C).to(tl.int32), 0)
-    else:
-        state_chunks = tl.where(forgets, 0, segment_len // BLOCK_C)
-    if WRITE_OUTPUT:
+        m_x = m_s
+        if SEGMENTED:
+            forgets = True if p_segments is None else slope * segment_len * 2 >= reach
+            remembered = tl.minimum(reach / tl.maximum(slope, 1e-30), i_start)  # tokens
+            state_chunks = tl.where(forgets, tl.ceil(remembered / BLOCK_C).to(tl.int32), 0)
+            earlier = tl.minimum(tl.ceil(remembered / segment_len).to(tl.int32), i_segment)  # segments
+            m_x &= tl.where(forgets, state_chunks * BLOCK_C == i_start, earlier == i_segment)
         if p_initial is not None:
-            m_x = m_s & (not forgets or state_chunks * BLOCK_C == i_start)
-            b_s = tl.load(_state_tile(p_initial, stride_initial, i_b, i_h, o_d, o_e), mask=m_x, other=0.0)
-            if not REVERSE:
-                b_s *= tl.exp(-slope)
+            p_tile = _state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
+            b_s = tl.load(p_tile, mask=m_x, other=0.0)
+            b_s *= tl.where(reverse, 1.0, tl.exp(-slope))
         if p_segments is not None:
             segment_decay = tl.exp(-slope * segment_len.to(tl.float32))
-            p_x = p_segments + i_bh * (E * D)
-            for _ in tl.range(0, tl.where(forgets, 0, i_segment), num_stages=1):
+            earlier = tl.where(forgets, 0, earlier)
+            p_x = p_segments + i_bh * (E * D) + (i_segment - earlier) * segment_stride
+            for _ in tl.range(0, earlier, num_stages=1):
                 b_s = b_s * segment_decay + tl.load(p_x + o_segment, mask=m_s, other=0.0)
                 p_x += segment_stride
+    else:
+        forgets = slope * segment_len * 2 >= reach
+        state_chunks = tl.where(forgets, 0, segment_len // BLOCK_C)
 
-    p_q = first_row(p_q, stride_q, i_b, i_h, i_start, N, REVERSE)
-    p_k = first_row(p_k, stride_k, i_b, i_h, i_start, N, REVERSE)
-    p_v = first_row(p_v, stride_v, i_b, i_h, i_start, N, REVERSE)
-    o_q = row_offsets(o_c, stride_q, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
+    p_q = first_row(p_q, stride_q, i_b, i_h, i_start, N, reverse)
+    p_k = first_row(p_k, stride_k, i_b, i_h, i_start, N, reverse)
+    p_v = first_row(p_v, stride_v, i_b, i_h, i_start, N, reverse)
+    o_q = row_offsets(o_c, stride_q, INDEX, reverse)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
     o_k = o_q
     if not SAME_ROWS:
-        o_k = row_offsets(o_c, stride_k, INDEX, REVERSE)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
-    o_v = row_offsets(o_c, stride_v, INDEX, REVERSE)[:, None] + o_e[None, :]  # [BLOCK_C, BLOCK_E]
-    step: tl.constexpr = -BLOCK_C if REVERSE else BLOCK_C
+        o_k = row_offsets(o_c, stride_k, INDEX, reverse)[:, None] + o_d[None, :]  # [BLOCK_C, BLOCK_D]
+    o_v = row_offsets(o_c, stride_v, INDEX, reverse)[:, None] + o_e[None, :]  # [BLOCK_C, BLOCK_E]
+    step = tl.where(reverse, -BLOCK_C, BLOCK_C)
     step_q = tl.cast(stride_q[2], tl.int64) * step
     step_k = tl.cast(stride_k[2], tl.int64) * step
     step_v = tl.cast(stride_v[2], tl.int64) * step
 
-    if p_segments is not None:
+    if SEGMENTED:  # the chunks that only add to the state: those that are remembered, or the whole segment
         if WRITE_OUTPUT:
             p_k -= state_chunks.to(tl.int64) * step_k
             p_v -= state_chunks.to(tl.int64) * step_v
@@ -182,8 +239,9 @@ def lightning2_scan_kernel(
             p_x = p_segments + i_segment * segment_stride + i_bh * (E * D)
             tl.store(p_x + o_segment, b_s, mask=m_s)
     else:
-        p_o = first_row(p_o, stride_o, i_b, i_h, i_start, N, REVERSE)
-        o_o = row_offsets(o_c, stride_o, INDEX, REVERSE)[None, :] + o_e[:, None]  # [BLOCK_E, BLOCK_C]
+        stride_o = pick_strides(stride_o, i_scan, SCANS)
+        p_o = first_row(pick(p_o, i_scan, SCANS), stride_o, i_b, i_h, i_start, N, reverse)
+        o_o = row_offsets(o_c, stride_o, INDEX, reverse)[None, :] + o_e[:, None]  # [BLOCK_E, BLOCK_C]
         step_o = tl.cast(stride_o[2], tl.int64) * step
         length = tl.minimum(N - i_start, segment_len)
         # The last chunk, full or not, waits until after the loop: where it ends the sequence its decay differs.
@@ -211,101 +269,284 @@ def lightning2_scan_kernel(
         b_o = _chunk_output(b_q, b_k, b_v, b_s, b_mask, b_row)
         tl.store(p_o + o_o, b_o, mask=m_e[:, None] & m_c[None, :])
         if p_final is not None:  # noqa: SIM102 - decided by the compiler, the next one by the program
-            if i_segment == tl.num_programs(1) - 1:
+            if i_segment == segments - 1:
                 # To the last token forward, one further reversed; by exponents, as a division could overflow.
-                last = tail if REVERSE else tail - 1
+                last = tl.where(reverse, tail, tail - 1)
                 b_column = tl.exp(-slope * tl.maximum(last - o_c, 0).to(tl.float32)) * scale_s  # [BLOCK_C]
                 b_s = _chunk_state(b_k, b_v, b_s, b_column, tl.exp(-slope * last.to(tl.float32)))
-                tl.store(_state_tile(p_final, stride_final, i_b, i_h, o_d, o_e), b_s, mask=m_s)
+                p_tile = _state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
+                tl.store(p_tile, b_s, mask=m_s)
 
 
-def _plan_for(q: torch.Tensor, v: torch.Tensor, *, decays: bool) -> Plan:
-    """The plan for a scan over these tensors on their device."""
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """out = F(q, k, v), or R(q, k, v) with reverse.
+
+    q, k: [B, H, N, D]; v, out: [B, H, N, E]; initial, final: fp32 [B, H, D, E] of any strides, or None. scale_out
+    multiplies the output, scale_state each k^T v, so that an initial state is free of the latter. Forward, initial
+    and final are the states before and after the sequence. Reversed, initial is the state already decayed to the
+    last token, and final the state decayed to the token before the first.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    out: torch.Tensor
+    scale_out: float
+    scale_state: float
+    reverse: bool = False
+    initial: torch.Tensor | None = None
+    final: torch.Tensor | None = None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Scans of one kind can share a launch."""
+        return self.q.shape[-1], self.v.shape[-1], self.initial is None, self.final is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a launch may be planned by, beside its tensors.
+
+    values: those of the slopes, where the host knows them; else a launch is planned for the geometric law, and right
+    for any. segments: in the place of the plan's.
+    """
+
+    values: tuple[float, ...] | None = None
+    segments: int | None = None
+
+
+_NO_HINTS = Hints()
+
+
+class _ScanTraits(NamedTuple):
+    """What a launch depends on of one scan."""
+
+    q: _host.Traits
+    k: _host.Traits
+    v: _host.Traits
+    out: _host.Traits
+    initial: _host.Traits | None
+    final: _host.Traits | None
+    reverse: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """The launches of some scans, in order, and the shape of the states between them."""
+
+    passes: tuple[_host.Launch, ...]
+    states: tuple[int, ...] | None
+
+
+def run_scans(
+    scans: Sequence[Scan],
+    *,
+    slopes: torch.Tensor | None,
+    hints: Hints = _NO_HINTS,
+    plan: Plan | None = None,
+) -> None:
+    """Enqueues the scans of one sequence, those of a kind in one launch. Nothing is checked or waited for.
+
+    All have the same B, H, N and dtype. slopes: fp32 [H] or None. plan: for every launch; None: the one that
+    `plan` chooses for it.
+    """
+    kinds: dict[tuple[object, ...], list[Scan]] = {}
+    for scan in scans:
+        kinds.setdefault(scan.kind, []).append(scan)
+    with _host.on_device(scans[0].q.device):
+        for together in kinds.values():
+            _run_together(together, slopes=slopes, hints=hints, plan=plan)
+
+
+def _run_together(
+    scans: Sequence[Scan], *, slopes: torch.Tensor | None, hints: Hints, plan: Plan | None
+) -> None:
+    """Enqueues scans of one kind."""
+    asked = tuple(
+        _ScanTraits(
+            _host.traits(scan.q),
+            _host.traits(scan.k),
+            _host.traits(scan.v),
+            _host.traits(scan.out),
+            None if scan.initial is None else _host.traits(scan.initial),
+            None if scan.final is None else _host.traits(scan.final),
+            scan.reverse,
+        )
+        for scan in scans
+    )
+    prepared = _prepare(asked, None if slopes is None else _host.traits(slopes), hints, plan)
+    first = scans[0]
+    states = None
+    if prepared.states is not None:
+        states = torch.empty(prepared.states, dtype=torch.float32, device=first.q.device)
+    for run in prepared.passes:
+        run(
+            tuple([scan.q for scan in scans]),
+            tuple([scan.k for scan in scans]),
+            tuple([scan.v for scan in scans]),
+            tuple([scan.out for scan in scans]),
+            slopes,
+            None if first.initial is None else tuple([scan.initial for scan in scans]),
+            None if first.final is None else tuple([scan.final for scan in scans]),
+            states,
+            tuple([scan.scale_out for scan in scans]),
+            tuple([scan.scale_state for scan in scans]),
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare(
+    scans: tuple[_ScanTraits, ...], slopes: _host.Traits | None, hints: Hints, asked: Plan | None
+) -> _Passes:
+    """All of a launch that does not change from call to call."""
+    first = scans[0]
+    batch, heads, seq_len, key_dim = first.q.shape
+    value_dim = first.v.shape[-1]
+    reach = REACH[first.q.dtype]
+    values = (0.0,) * heads if slopes is None else hints.values
+    remembered = tuple(remembered_tokens(slope, reach=reach) for slope in values or _geometric(heads))
+    plan = asked or _plan_for(scans, remembered=remembered)
+    if hints.segments is not None:
+        plan = replace(plan, segments=hints.segments)
+    length = segment_length(plan, seq_len)
+    segments = triton.cdiv(seq_len, length)
+    programs = triton.cdiv(value_dim, plan.block_e) * len(scans) * batch * heads
+    constants: dict[str, Any] = {
+        "stride_q": _strides([scan.q for scan in scans], dims=3),
+        "stride_k": _strides([scan.k for scan in scans], dims=3),
+        "stride_v": _strides([scan.v for scan in scans], dims=3),
+        "stride_o": _strides([scan.out for scan in scans], dims=3),
+        "stride_initial": None
+        if first.initial is None
+        else _strides([scan.initial for scan in scans], dims=4),
+        "stride_final": None if first.final is None else _strides([scan.final for scan in scans], dims=4),
+        "N": seq_len,
+        "B": batch,
+        "H": heads,
+        "segment_len": length,
+        "reach": reach,
+        "REVERSE": tuple(scan.reverse for scan in scans),
+        "D": key_dim,
+        "E": value_dim,
+        "BLOCK_C": plan.block_c,
+        "BLOCK_D": next_power_of_two(key_dim),
+        "BLOCK_E": plan.block_e,
+        "DTYPE": _host.operand_dtype(first.q.dtype),
+        "INDEX": _host.index_dtype(plan.block_c, *(x for scan in scans for x in scan[:4])),
+        "SAME_ROWS": all(scan.q.strides[2] == scan.k.strides[2] for scan in scans),
+        "SCANS": len(scans),
+        "SEGMENTED": segments > 1,
+        "num_warps": plan.num_warps,
+        "num_stages": plan.num_stages,
+        "maxnreg": plan.max_registers,
+    }
+
+    def launch(*, segments: int, write_output: bool) -> _host.Launch:
+        chosen = {**constants, "segments": segments, "WRITE_OUTPUT": write_output}
+        return _host.Launch(lightning2_scan_kernel, (programs * segments,), chosen)
+
+    last = launch(segments=segments, write_output=True)
+    if not passes_states(plan, seq_len=seq_len, remembered=None if values is None else remembered):
+        return _Passes(passes=(last,), states=None)
+    return _Passes(
+        passes=(launch(segments=segments - 1, write_output=False), last),
+        states=(segments - 1, len(scans), batch, heads, value_dim, key_dim),
+    )
+
+
+def _plan_for(scans: Sequence[_ScanTraits], *, remembered: tuple[float, ...]) -> Plan:
+    """The plan for one launch of these scans on their device."""
+    q, v = scans[0].q, scans[0].v
     limits = _host.limits(q.device)
     batch, heads, seq_len, key_dim = q.shape
     return plan(
+        scans=len(scans),
         batch=batch,
         heads=heads,
         seq_len=seq_len,
         key_dim=key_dim,
         value_dim=v.shape[-1],
-        element_size=q.element_size(),
-        decays=decays,
+        element_size=q.dtype.itemsize,
+        remembered=remembered,
         multiprocessors=limits.multiprocessors,
         shared_memory=limits.shared_memory,
+        architecture=limits.architecture,
     )
 
 
-def scan(
+def _geometric(heads: int) -> Sequence[float]:
+    """The usual slopes, 2^(-8 (h + 1) / H): what a launch is planned for while their values are unknown."""
+    return [2.0 ** (-8 * (head + 1) / heads) for head in range(heads)]
+
+
+def _strides(tensors: Sequence[_host.Traits | None], *, dims: int) -> tuple[tuple[int, ...], ...]:
+    """For each of the leading dims the strides of all tensors."""
+    return tuple(zip(*(x.strides[:dims] for x in tensors if x is not None), strict=True))
+
+
+def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    *,
-    out: torch.Tensor,
     slopes: torch.Tensor | None,
-    scale_out: float,
-    scale_state: float,
-    reverse: bool = False,
-    initial: torch.Tensor | None = None,
-    final: torch.Tensor | None = None,
-    plan: Plan | None = None,
-) -> None:
-    """Launches one scan: out = F(q, k, v), or R(q, k, v) with reverse. Nothing is checked or waited for.
+    initial_state: torch.Tensor | None,
+    scale: float,
+    return_state: bool,
+    hints: Hints,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """o, and S_N if it is asked for; nothing is checked."""
+    out = _host.empty_in_order_of(v)
+    state = None
+    if return_state:
+        shape = (*q.shape[:2], q.shape[3], v.shape[3])
+        state = torch.empty(shape, dtype=torch.float32, device=q.device)
+    scan = Scan(q=q, k=k, v=v, out=out, scale_out=scale, scale_state=1.0, initial=initial_state, final=state)
+    run_scans([scan], slopes=slopes, hints=hints)
+    return out, state
 
-    q, k: [B, H, N, D]; v, out: [B, H, N, E]; slopes: fp32 [H] or None; initial, final: fp32 [B, H, D, E] of
-    any strides, or None. scale_out multiplies the output, scale_state each k^T v, so that an initial state is
-    free of the latter. Forward, initial and final are the states before and after the sequence. Reversed,
-    initial is the state already decayed to the last token, and final the state decayed to the token before
-    the first.
-    """
-    plan = plan or _plan_for(q, v, decays=slopes is not None)
-    batch, heads, seq_len, key_dim = q.shape
-    value_dim = v.shape[-1]
-    length = segment_length(plan, seq_len)
-    segments = triton.cdiv(seq_len, length)
-    states = None
-    if segments > 1:
-        shape = (segments - 1, batch, heads, value_dim, key_dim)
-        states = torch.empty(shape, dtype=torch.float32, device=q.device)
-    programs = triton.cdiv(value_dim, plan.block_e) * batch * heads
-    run = functools.partial(
-        _host.launch,
-        p_q=q,
-        p_k=k,
-        p_v=v,
-        p_o=out,
-        p_slopes=slopes,
-        p_initial=initial,
-        p_final=final,
-        p_segments=states,
-        stride_q=q.stride()[:3],
-        stride_k=k.stride()[:3],
-        stride_v=v.stride()[:3],
-        stride_o=out.stride()[:3],
-        stride_initial=(0, 0, 0, 0) if initial is None else initial.stride(),
-        stride_final=(0, 0, 0, 0) if final is None else final.stride(),
-        N=seq_len,
-        H=heads,
-        segment_len=length,
-        scale_o=scale_out,
-        scale_s=scale_state,
-        reach=REACH,
-        D=key_dim,
-        E=value_dim,
-        BLOCK_C=plan.block_c,
-        BLOCK_D=next_power_of_two(key_dim),
-        BLOCK_E=plan.block_e,
-        REVERSE=reverse,
-        DTYPE=_host.operand_dtype(q.dtype),
-        INDEX=_host.index_dtype(plan.block_c, q, k, v, out),
-        SAME_ROWS=q.stride(2) == k.stride(2),
-        num_warps=plan.num_warps,
-        num_stages=plan.num_stages,
-    )
-    with _host.on_device(q.device):
-        if states is not None:
-            run(lightning2_scan_kernel, (programs, segments - 1), WRITE_OUTPUT=False)
-        run(lightning2_scan_kernel, (programs, segments), WRITE_OUTPUT=True)
+
+def _backward(
+    do: torch.Tensor | None,
+    dstate: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    *,
+    scale: float,
+    hints: Hints,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """dq, dk, dv and the gradient of the initial state: those of them that are needed, else None."""
+    need_q, need_k, need_v, need_initial = needed
+    dq = dk = dv = dinitial = None
+    if do is None:
+        need_q = False
+        do = torch.zeros_like(v)
+    elif do.stride(-1) != 1:
+        do = do.contiguous()
+    scans = []
+    if need_q:
+        dq = _host.empty_in_order_of(q)
+        before = None if initial_state is None else initial_state.transpose(2, 3)
+        scans.append(Scan(q=do, k=v, v=k, out=dq, scale_out=scale, scale_state=1.0, initial=before))
+    # The gradient of the state comes in without the scale, which therefore joins each token instead.
+    back = functools.partial(Scan, scale_out=1.0, scale_state=scale, reverse=True)
+    if need_k:
+        dk = _host.empty_in_order_of(k)
+        after = None if dstate is None else dstate.transpose(2, 3)
+        scans.append(back(q=v, k=do, v=q, out=dk, initial=after))
+    if need_v or need_initial:
+        dv = _host.empty_in_order_of(v)
+        if need_initial:
+            assert initial_state is not None
+            dinitial = _host.empty_in_order_of(initial_state)
+        scans.append(back(q=k, k=q, v=do, out=dv, initial=dstate, final=dinitial))
+    if scans:
+        run_scans(scans, slopes=slopes, hints=hints)
+    return dq, dk, dv if need_v else None, dinitial
 
 
 class _LightningAttention2(torch.autograd.Function):
@@ -321,47 +562,24 @@ class _LightningAttention2(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         scale: float,
         return_state: bool,
+        hints: Hints,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        out = _host.empty_in_order_of(v)
-        state = None
-        if return_state:
-            state_shape = (*q.shape[:2], q.shape[3], v.shape[3])
-            state = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-        run = functools.partial(scan, slopes=slopes, scale_out=scale, scale_state=1.0)
-        run(q, k, v, out=out, initial=initial_state, final=state)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, slopes, initial_state)
-        ctx.scale = scale
-        return out, state
+        ctx.scale, ctx.hints = scale, hints
+        return _forward(q, k, v, slopes, initial_state, scale, return_state, hints)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: torch.Tensor | None, dstate: torch.Tensor | None) -> tuple[Any, ...]:
-        q, k, v, slopes, initial_state = ctx.saved_tensors
-        need_q, need_k, need_v, _, need_initial, _, _ = ctx.needs_input_grad
         if do is None and dstate is None:
-            return (None,) * 7
-        dq = dk = dv = dinitial = None
-        if do is None:
-            need_q = False
-            do = torch.zeros_like(v)
-        elif do.stride(-1) != 1:
-            do = do.contiguous()
-        if need_q:
-            dq = _host.empty_in_order_of(q)
-            before = None if initial_state is None else initial_state.transpose(2, 3)
-            scan(do, v, k, out=dq, slopes=slopes, scale_out=ctx.scale, scale_state=1.0, initial=before)
-        # The gradient of the state comes in without the scale, which therefore joins each token instead.
-        scan_back = functools.partial(scan, slopes=slopes, scale_out=1.0, scale_state=ctx.scale, reverse=True)
-        if need_k:
-            dk = _host.empty_in_order_of(k)
-            after = None if dstate is None else dstate.transpose(2, 3)
-            scan_back(v, do, q, out=dk, initial=after)
-        if need_v or need_initial:
-            dv = _host.empty_in_order_of(v)
-            dinitial = _host.empty_in_order_of(initial_state) if need_initial else None
-            scan_back(k, q, do, out=dv, initial=dstate, final=dinitial)
-        return dq, dk, dv if need_v else None, None, dinitial, None, None
+            return (None,) * 8
+        need_q, need_k, need_v, _, need_initial, _, _, _ = ctx.needs_input_grad
+        needed = (need_q, need_k, need_v, need_initial)
+        dq, dk, dv, dinitial = _backward(
+            do, dstate, *ctx.saved_tensors, scale=ctx.scale, hints=ctx.hints, needed=needed
+        )
+        return dq, dk, dv, None, dinitial, None, None, None
 
 
 @overload
@@ -374,6 +592,7 @@ def lightning_attention_2(
     scale: float = 1.0,
     initial_state: torch.Tensor | None = None,
     return_state: Literal[False] = False,
+    segments: int | None = None,
 ) -> torch.Tensor: ...
 
 
@@ -387,6 +606,7 @@ def lightning_attention_2(
     scale: float = 1.0,
     initial_state: torch.Tensor | None = None,
     return_state: Literal[True],
+    segments: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
@@ -399,6 +619,7 @@ def lightning_attention_2(
     scale: float = 1.0,
     initial_state: torch.Tensor | None = None,
     return_state: bool = False,
+    segments: int | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Causal linear attention with constant decay, in time linear in N and without an N x N matrix.
 
@@ -411,7 +632,8 @@ def lightning_attention_2(
     q, k: [B, H, N, D]; v: [B, H, N, E]; float32, float16 or bfloat16, any strides with a unit last one; D and
     E multiples of 16 up to 256; N at least 1. slopes: float32 [H], at least 0, or None for no decay; on the
     CPU, or on q's device as a CUDA graph needs. scale: a float; it multiplies the output and never the state.
-    initial_state: float32 [B, H, D, E], S_0.
+    initial_state: float32 [B, H, D, E], S_0. segments: into how many parts a sequence is cut, that run side by side;
+    None: as many as suit the device, 1: the paper's algorithm as it stands. Compiled code always takes None.
 
     Returns o [B, H, N, E] in v's dtype, its dimensions in memory in the order of v's; with return_state the
     pair (o, S_N), S_N float32 [B, H, D, E]. Differentiable in q, k, v and initial_state, through o and
@@ -423,11 +645,120 @@ def lightning_attention_2(
     Raises TypeError or ValueError, naming the tensor, for a dtype, shape, device, stride or slope that does
     not fit.
     """
+    scale = _validate.scale(scale)
+    _validate.segments(segments)
+    if torch.compiler.is_compiling():  # the operator checks its inputs when it runs
+        out, state = _lightning2(q, k, v, slopes, initial_state, scale, return_state)
+        return (out, state) if return_state else out
+    slopes, values = _checked_slopes(q, k, v, slopes, initial_state)
+    hints = Hints(values=values, segments=segments)
+    run: Any = _LightningAttention2.apply if _host.needs_gradient(q, k, v, initial_state) else _forward
+    out, state = run(q, k, v, slopes, initial_state, scale, return_state, hints)
+    return (out, state) if return_state else out
+
+
+def _checked_slopes(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    *,
+    read: bool = True,
+) -> tuple[torch.Tensor | None, tuple[float, ...] | None]:
+    """Rejects inputs that do not fit; returns the slopes as the kernel takes them, and their values if known."""
     _validate.qkv("lightning_attention_2", q, k, v, layout="B, H, N")
     if initial_state is not None:
         _validate.state("initial_state", initial_state, q, v)
-    slopes = _validate.slopes(slopes, q)
-    out, state = _LightningAttention2.apply(
-        q, k, v, slopes, initial_state, _validate.scale(scale), return_state
+    return _validate.slopes(slopes, q, read=read)
+
+
+# The same as custom operators, for torch.compile alone: called eagerly they would cost the host more than
+# the autograd function does. What they return may not be None, so an output that is not asked for is empty. They do
+# not read the values of slopes on a device, as compiled code hands them a tensor object of its own in every call.
+
+
+@torch.library.custom_op("attnbench::lightning2", mutates_args=())
+def _lightning2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    scale: float,
+    return_state: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    slopes, values = _checked_slopes(q, k, v, slopes, initial_state, read=False)
+    out, state = _forward(q, k, v, slopes, initial_state, scale, return_state, Hints(values=values))
+    return out, q.new_empty(0, dtype=torch.float32) if state is None else state
+
+
+@_lightning2.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    scale: float,
+    return_state: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (*q.shape[:2], q.shape[3], v.shape[3]) if return_state else (0,)
+    return _host.empty_in_order_of(v), q.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("attnbench::lightning2_backward", mutates_args=())
+def _lightning2_backward(
+    do: torch.Tensor,
+    dstate: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    scale: float,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    slopes, values = _validate.slopes(slopes, q, read=False)
+    gradients = _backward(
+        do, dstate, q, k, v, slopes, initial_state, scale=scale, hints=Hints(values=values), needed=needed
     )
-    return (out, state) if return_state else out
+    dq, dk, dv, dinitial = (q.new_empty(0) if x is None else x for x in gradients)
+    return dq, dk, dv, dinitial
+
+
+@_lightning2_backward.register_fake
+def _(
+    do: torch.Tensor,
+    dstate: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    initial_state: torch.Tensor | None,
+    scale: float,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor, ...]:
+    inputs = (q, k, v, initial_state)
+    return tuple(
+        _host.empty_in_order_of(x) if need and x is not None else q.new_empty(0)
+        for x, need in zip(inputs, needed, strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, slopes, initial_state, ctx.scale, ctx.return_state = inputs
+    ctx.save_for_backward(q, k, v, slopes, initial_state)
+
+
+def _gradients(ctx: Any, do: torch.Tensor, dstate: torch.Tensor) -> tuple[Any, ...]:
+    need_q, need_k, need_v, _, need_initial, _, _ = ctx.needs_input_grad
+    needed = [need_q, need_k, need_v, need_initial]
+    gradients = torch.ops.attnbench.lightning2_backward(
+        do, dstate if ctx.return_state else None, *ctx.saved_tensors, ctx.scale, needed
+    )
+    dq, dk, dv, dinitial = (x if need else None for x, need in zip(gradients, needed, strict=True))
+    return dq, dk, dv, None, dinitial, None, None
+
+
+_lightning2.register_autograd(_gradients, setup_context=_setup_context)

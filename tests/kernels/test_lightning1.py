@@ -110,9 +110,15 @@ def test_any_shape(
 
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("dim", [16, 64, 96, 128, 256])
-@pytest.mark.parametrize("shared_memory", [101_376, 232_448])
+@pytest.mark.parametrize("shared_memory", [101_376, 166_912, 232_448])
 def test_tiles_fit_the_shared_memory(dim: int, element_size: int, shared_memory: int) -> None:
-    config = tiles(key_dim=dim, value_dim=dim, element_size=element_size, shared_memory=shared_memory)
+    config = tiles(
+        key_dim=dim,
+        value_dim=dim,
+        element_size=element_size,
+        shared_memory=shared_memory,
+        architecture="hopper",
+    )
     assert config.block_m % config.block_n == 0
     rows_q, rows_kv = config.block_m, config.num_stages * config.block_n
     assert element_size * (rows_q * dim + rows_kv * (dim + config.block_e)) <= shared_memory

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnbench.kernels import lightning_attention_2, lightning_decode
-from attnbench.kernels.lightning2 import Plan, scan
+from attnbench.kernels.lightning2 import Hints, Plan, Scan, run_scans
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -126,18 +126,18 @@ def test_only_needed_gradients_are_computed(
     leaves = {name: x.detach().requires_grad_(name == needed) for name, x in leaves.items()}
     out = lightning_attention_2(**leaves)
     reference, _ = oracle(leaves["q"], leaves["k"], leaves["v"], None, initial_state=leaves["initial_state"])
-    launches = []
+    computed: list[Scan] = []
 
-    def counted(*args: Any, **kwargs: Any) -> None:
-        launches.append(kwargs["out"].shape)
-        scan(*args, **kwargs)
+    def counted(scans: list[Scan], **kwargs: Any) -> None:
+        computed.extend(scans)
+        run_scans(scans, **kwargs)
 
-    monkeypatch.setattr("attnbench.kernels.lightning2.scan", counted)
+    monkeypatch.setattr("attnbench.kernels.lightning2.run_scans", counted)
     d_out = torch.randn_like(out)
     (ours,) = torch.autograd.grad(out, leaves[needed], d_out)
     (expected,) = torch.autograd.grad(reference, leaves[needed], d_out.double())
     assert error(ours, expected) <= 1e-5
-    assert len(launches) == 1
+    assert len(computed) == 1
 
 
 def in_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -192,39 +192,49 @@ def test_broadcast_keys_and_expanded_gradient(oracle: Any, error: Any, inputs: A
         assert error(ours, expected) <= 1e-5
 
 
+# Segments are 16 tokens in the test below, and fp32 forgets after 17.3 / slope tokens.
+MEMORIES = {
+    "far": (2.0**-4, 2.0**-8),  # every earlier segment's state is read
+    "near": (0.25, 0.4),  # five and three of them
+    "mixed": (0.05, 5.0),  # one head reads states, one walks
+    "within two": (0.6, 5.0),  # both walk: no first pass where the host knows it
+}
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize(
-    ("segments", "seq_len"), [(1, 33), (2, 64), (2, 95), (3, 100), (5, 160), (5, 145), (32, 40)]
-)
+@pytest.mark.parametrize(("segments", "seq_len"), [(1, 33), (2, 64), (2, 95), (3, 100), (9, 130), (32, 40)])
 def test_segments(
     segments: int,
     seq_len: int,
     reverse: bool,
+    memory: str,
+    known: bool,
     oracle: Any,
     error: Any,
     inputs: Any,
     make_state: Any,
-    make_slopes: Any,
 ) -> None:
     shape = (1, 2, seq_len, 16, 48)
     q, k, v = (x.detach() for x in inputs(shape))
-    slopes = make_slopes("geometric", 2)
+    slopes = torch.tensor(MEMORIES[memory], device=q.device)
     initial = make_state(shape).detach()
     out, final = torch.empty_like(v), torch.empty_like(initial)
     plan = Plan(block_c=16, block_e=32, segments=segments, num_warps=4, num_stages=2)
-    scan(
-        q,
-        k,
-        v,
+    scan = Scan(
+        q=q,
+        k=k,
+        v=v,
         out=out,
-        slopes=slopes,
         scale_out=0.25,
         scale_state=2.0,
         reverse=reverse,
         initial=initial,
         final=final,
-        plan=plan,
     )
+    hints = Hints(values=MEMORIES[memory] if known else None)
+    run_scans([scan], slopes=slopes, hints=hints, plan=plan)
     # scale_state multiplies what enters the state, as a scaled k does.
     if reverse:
         decay = torch.exp(slopes.double())[:, None, None]
@@ -304,3 +314,90 @@ def test_any_shape(
     slopes = torch.full((heads,), slope, device=tensors[0].device)
     pairs = run_both(tensors, oracle, slopes, scale=scale, initial_state=make_state(shape))
     assert_close(pairs, error, 1e-5)
+
+
+# ---------------------------------------------------------------- as a custom operator
+
+
+def operator_arguments(inputs: Any, make_state: Any, *, initial: bool) -> tuple[Any, ...]:
+    shape = (1, 2, 37, 16, 32)
+    state = make_state(shape) if initial else None
+    slopes = torch.tensor([0.5, 0.01], device=inputs(shape)[0].device)
+    return (*inputs(shape), slopes, state, 0.5, initial)
+
+
+@pytest.mark.parametrize("initial", [False, True], ids=["no state", "state"])
+def test_the_operator_keeps_torchs_rules(initial: bool, inputs: Any, make_state: Any) -> None:
+    torch.library.opcheck(
+        torch.ops.attnbench.lightning2.default, operator_arguments(inputs, make_state, initial=initial)
+    )
+
+
+@pytest.mark.parametrize("initial", [False, True], ids=["no state", "state"])
+def test_the_operator_computes_what_the_function_does(initial: bool, inputs: Any, make_state: Any) -> None:
+    q, k, v, slopes, state, scale, _ = operator_arguments(inputs, make_state, initial=initial)
+    leaves = [x for x in (q, k, v, state) if x is not None]
+    ours = torch.ops.attnbench.lightning2(q, k, v, slopes, state, scale, initial)
+    expected = lightning_attention_2(q, k, v, slopes, scale=scale, initial_state=state, return_state=True)
+    used = 2 if initial else 1
+    for a, b in zip(ours[:used], expected[:used], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    into = [torch.ones_like(x) for x in expected[:used]]
+    for a, b in zip(
+        torch.autograd.grad(ours[:used], leaves, into),
+        torch.autograd.grad(expected[:used], leaves, into),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_compiled_code_is_one_graph(oracle: Any, error: Any, inputs: Any) -> None:
+    q, k, v = inputs((1, 2, 37, 16, 32))
+    slopes = torch.tensor([0.5, 0.01], device=q.device)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = lightning_attention_2(q * 2, k, v, slopes, scale=0.5)
+        assert isinstance(out, torch.Tensor)
+        return out + 1
+
+    out = block(q, k, v)
+    reference, _ = oracle(q, k, v, slopes, scale=1.0)
+    assert error(out, reference + 1) <= 1e-5
+    into = torch.randn_like(out)
+    for ours, expected in zip(
+        torch.autograd.grad(out, (q, k, v), into),
+        torch.autograd.grad(reference, (q, k, v), into.double()),
+        strict=True,
+    ):
+        assert error(ours, expected) <= 1e-5
+
+
+def test_the_operator_refuses_what_the_function_refuses(inputs: Any) -> None:
+    q, k, v = inputs((1, 2, 37, 16, 32))
+    with pytest.raises(ValueError, match=r"k must have the shape of q"):
+        torch.ops.attnbench.lightning2(q, k[:, :, :-1], v, None, None, 1.0, False)
+
+
+@pytest.mark.parametrize("segments", [1, 3, None])
+def test_segments_do_not_change_the_result(
+    segments: int | None, oracle: Any, error: Any, inputs: Any
+) -> None:
+    q, k, v = inputs((1, 2, 300, 16, 16))
+    slopes = torch.tensor([0.2, 0.01], device=q.device)
+    out = lightning_attention_2(q, k, v, slopes, segments=segments)
+    reference, _ = oracle(q, k, v, slopes)
+    assert error(out, reference) <= 1e-5
+    into = torch.randn_like(out)
+    for ours, expected in zip(
+        torch.autograd.grad(out, (q, k, v), into),
+        torch.autograd.grad(reference, (q, k, v), into.double()),
+        strict=True,
+    ):
+        assert error(ours, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("segments", [0, 257])
+def test_impossible_segments_are_refused(segments: int, inputs: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^segments must be from 1 to 256, or None, got {segments}$"):
+        lightning_attention_2(*inputs((1, 1, 16, 16, 16)), segments=segments)

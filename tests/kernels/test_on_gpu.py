@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attnbench.kernels import _validate, lightning_attention_1, lightning_attention_2, lightning_decode
-from attnbench.kernels.lightning2 import Plan, scan
+from attnbench.kernels.lightning2 import Plan, Scan, run_scans
 
 on_gpu = [
     pytest.mark.gpu,
@@ -149,7 +149,8 @@ class TestCompiled:
         block = 16 if dtype == torch.float32 else 64
         plan = Plan(block_c=block, block_e=max(32, block), segments=segments, num_warps=4, num_stages=2)
         out = torch.full_like(v, float("nan"))
-        scan(q, k, v, out=out, slopes=slopes, scale_out=1.0, scale_state=1.0, reverse=reverse, plan=plan)
+        scan = Scan(q=q, k=k, v=v, out=out, scale_out=1.0, scale_state=1.0, reverse=reverse)
+        run_scans([scan], slopes=slopes, plan=plan)
         if reverse:
             reference, _ = chunked_oracle(oracle, q.flip(2), k.flip(2), v.flip(2), slopes)
             reference = reference.flip(2)
@@ -201,6 +202,43 @@ class TestCompiled:
         tail = q[:, -1:, -512:]
         reference, _ = oracle(tail, tail, tail, slopes[-1:], scale=0.1)
         assert error(out[:, -1:, -256:], reference[:, :, -256:]) <= 1e-2
+
+    def test_a_launch_like_an_earlier_one_sees_its_own_tensors(
+        self, oracle: Any, error: Any, make_slopes: Any
+    ) -> None:
+        """The second launch skips Triton's binding; one that is not aligned must not be taken for it."""
+        slopes = make_slopes("geometric", 4)
+        memory = torch.randn(4, 4 * 300 * 64 + 1, device="cuda", dtype=torch.bfloat16)
+        for row, start in enumerate((0, 0, 1, 1)):
+            q = memory[row, start : start + 4 * 300 * 64].view(1, 4, 300, 64).requires_grad_()
+            out = lightning_attention_2(q, q, q, slopes, scale=0.1 * (row + 1))
+            reference, _ = oracle(q, q, q, slopes, scale=0.1 * (row + 1))
+            assert error(out, reference) <= 1e-2
+            (ours,) = torch.autograd.grad(out.sum(), q)
+            (expected,) = torch.autograd.grad(reference.sum(), q)
+            assert error(ours, expected) <= 1e-2
+
+    def test_compiled_by_inductor(self, oracle: Any, error: Any, inputs: Any, make_slopes: Any) -> None:
+        slopes = make_slopes("geometric", 4)
+
+        @torch.compile(fullgraph=True)
+        def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out = lightning_attention_2(q * 2, k, v, slopes, scale=0.05)
+            assert isinstance(out, torch.Tensor)
+            return out.sigmoid()
+
+        for seq_len in (300, 555):
+            q, k, v = inputs((2, 4, seq_len, 64, 64), dtype=torch.bfloat16)
+            reference, _ = oracle(q, k, v, slopes, scale=0.1)
+            out = block(q, k, v)
+            assert error(out, reference.sigmoid()) <= 1e-2
+            into = torch.randn_like(out)
+            for ours, expected in zip(
+                torch.autograd.grad(out, (q, k, v), into),
+                torch.autograd.grad(reference.sigmoid(), (q, k, v), into.double()),
+                strict=True,
+            ):
+                assert error(ours, expected) <= 2e-2
 
     @pytest.mark.parametrize("heads", [1, 64], ids=["segmented", "whole"])
     def test_graph_of_a_forward(self, heads: int, error: Any, make_slopes: Any) -> None:
