@@ -21,15 +21,16 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 LAYERS = (
     {"errors", "version", "case"},
     {"registry", "semantics"},
-    {"measure", "store", "sweeps", "curves", "stats"},
-    {"executors", "sweeping", "verification", "summary", "plots", "progress"},
+    {"measure", "store", "sweeps", "curves", "shapes", "stats"},
+    {"executors", "sweeping", "verification", "summary", "plots", "progress", "tuning"},
     {"cli"},
     {"__main__"},
 )
-IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry names them, nobody imports them
+IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry names them, nobody imports them,
+TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
@@ -98,8 +99,9 @@ def test_every_unit_has_its_place() -> None:
 @pytest.mark.parametrize("file", [f for f in FILES if _unit(f) not in IMPLEMENTATIONS | {""}], ids=_name)
 def test_imports_point_one_way(file: Path) -> None:
     own = _rank(_unit(file))
-    assert not _units_imported(file) & IMPLEMENTATIONS, "only the registry knows implementations, and by name"
-    upward = {unit for unit in _units_imported(file) if _rank(unit) > own}
+    known = _units_imported(file) & IMPLEMENTATIONS
+    assert known <= TUNES.get(_unit(file), set()), "only the registry knows implementations, and by name"
+    upward = {unit for unit in _units_imported(file) - known if _rank(unit) > own}
     assert not upward
 
 
@@ -177,7 +179,9 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
     return done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["sweep", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"]], ids=" ".join
+)
 def test_help_imports_neither_torch_nor_the_data_libraries(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -283,4 +287,10 @@ def test_only_the_package_is_installed() -> None:
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["tool"]["setuptools"]["packages"]["find"]["include"] == ["attnbench*"]
+    data = {
+        str(f.relative_to(PACKAGE))
+        for p in settings["tool"]["setuptools"]["package-data"]["attnbench"]
+        for f in PACKAGE.glob(p)
+    }
+    assert {str(f.relative_to(PACKAGE)) for f in PACKAGE.rglob("*.toml")} <= data
     assert "pythonpath" not in settings["tool"]["pytest"]["ini_options"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from attnbench import store
-from attnbench.case import Case, Status
+from attnbench.case import Case, Status, Workload
 from attnbench.executors.run_folder import RunFolder
 from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.measure.clock import now_s
@@ -58,8 +58,8 @@ class LocalExecutor:
                 self._overlong.append(row)
             return row
         reason = (
-            f"not attempted: batch {lighter['batch']}, seq_len {lighter['seq_len']} is no more work and was over "
-            f"the limit ({lighter['reason']})"
+            f"not attempted: batch {lighter['batch']}, heads {lighter['heads']}, seq_len {lighter['seq_len']} is no "
+            f"more work and was over the limit ({lighter['reason']})"
         )
         return self.worker.unmeasured(case, status=Status.TIMEOUT, reason=reason)
 
@@ -82,11 +82,17 @@ class LocalExecutor:
 
 
 def _is_no_lighter(case: Case, *, than: Row) -> bool:
-    """Does a case do at least the work of a measured one? No shorter, no fewer tokens, all else equal."""
-    same = ("mechanism", "heads", "kv_heads", "head_dim", "value_dim", "dtype", "causal")
+    """Does a case do at least the work of a measured one?
+
+    No shorter, no fewer tokens over all heads, as many heads to a key-value head, all else equal. The tokens of a
+    decode are its sequences, so there it is: no shorter a context, no fewer sequences.
+    """
+    same = ("mechanism", "head_dim", "value_dim", "dtype", "causal")
+    tokens = Workload(than["workload"]).tokens(batch=than["batch"], seq_len=than["seq_len"])
     return (
         all(getattr(case, name) == than[name] for name in same)
         and str(case.workload) == than["workload"]
+        and case.heads * than["kv_heads"] == than["heads"] * case.kv_heads
         and case.seq_len >= than["seq_len"]
-        and case.tokens >= than["batch"] * than["seq_len"]
+        and case.tokens * case.heads >= tokens * than["heads"]
     )

@@ -7,14 +7,30 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from attnbench.errors import UserError
+from attnbench.measure.clock import now_s
 
 # Where the locks lie; all users of a machine must share it for the lock to mean anything.
 LOCK_FOLDER_VARIABLE = "ATTNBENCH_LOCK_DIR"
+
+
+# A worker whose parent was killed lets go of the lock when the last of its threads has ended, a moment after it is
+# gone from the list of processes: who resumes at once should not be refused for that.
+_PATIENCE_S = 1.0
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock if it is free; True as well if it is ours already."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -34,14 +50,15 @@ def device_lock(device_id: str) -> Iterator[int]:
     except OSError as error:
         raise UserError(f"cannot open the device lock {path}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        deadline = now_s() + _PATIENCE_S
+        while not _locked(descriptor) and now_s() < deadline:
+            time.sleep(0.02)
+        if not _locked(descriptor):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise UserError(
                 f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb "
                 "each other: wait for it to end"
-            ) from error
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor

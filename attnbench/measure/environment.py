@@ -61,7 +61,9 @@ def collect(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         "versions": _versions(),
         "variables": {
-            k: v for k, v in sorted(os.environ.items()) if k.startswith(("CUDA_", "PYTORCH_", "TRITON_"))
+            k: v
+            for k, v in sorted(os.environ.items())
+            if k.startswith(("CUDA_", "PYTORCH_", "TRITON_", "ATTNBENCH_CONFIGS"))
         },
     }
 
