@@ -15,10 +15,15 @@ class Workload(StrEnum):
     FWD = "fwd"  # forward under no_grad
     BWD = "bwd"  # gradients alone, from a saved forward
     FWD_BWD = "fwd-bwd"  # forward that saves, then gradients
+    DECODE = "decode"  # one token of each sequence joins a context that is there; seq_len counts it in
 
     @property
     def has_backward(self) -> bool:
-        return self is not Workload.FWD
+        return self in (Workload.BWD, Workload.FWD_BWD)
+
+    def tokens(self, *, batch: int, seq_len: int) -> int:
+        """Tokens that one call on `batch` sequences of `seq_len` tokens puts out."""
+        return batch if self is Workload.DECODE else batch * seq_len
 
 
 class Status(StrEnum):
@@ -54,8 +59,8 @@ DTYPES = ("bf16", "fp16", "fp32")
 class Case:
     """One point of a sweep: everything that decides what is computed, nothing about where.
 
-    Sizes are counts: `batch` sequences of `seq_len` tokens, `heads` query heads of `head_dim` channels,
-    `kv_heads` key/value heads, `value_dim` channels per value head.
+    Sizes are counts: `batch` sequences of `seq_len` tokens (of a decode: the context, its new token included),
+    `heads` query heads of `head_dim` channels, `kv_heads` key/value heads, `value_dim` channels per value head.
     """
 
     mechanism: str
@@ -76,8 +81,8 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one call processes."""
-        return self.batch * self.seq_len
+        """Tokens that one call puts out; tokens/s counts these."""
+        return self.workload.tokens(batch=self.batch, seq_len=self.seq_len)
 
     @property
     def shape_id(self) -> str:

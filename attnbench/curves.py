@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from attnbench.case import Status
+from attnbench.case import Status, Workload
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,7 +39,10 @@ _RANK = (
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """What stays fixed along a curve; exactly one of `batch` and `tokens` (batch times length) is given."""
+    """What stays fixed along a curve; exactly one of `batch`, `tokens` and `context` is given.
+
+    `tokens` and `context` are batch times length: what a call works through or, of a decode, what it looks back on.
+    """
 
     heads: int
     kv_heads: int
@@ -50,12 +53,14 @@ class Group:
     device: str  # empty when unknown
     batch: int | None = None
     tokens: int | None = None
+    context: int | None = None
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorting key: device and type first, then the shape from coarse to fine."""
-        shape = (self.head_dim, self.value_dim, self.heads, self.kv_heads, self.batch or 0, self.tokens or 0)
-        return (self.device, self.dtype, not self.causal, *shape)
+        shape = (self.head_dim, self.value_dim, self.heads, self.kv_heads)
+        work = (self.batch or 0, self.tokens or 0, self.context or 0)
+        return (self.device, self.dtype, not self.causal, *shape, *work)
 
     def parts(self) -> dict[str, str]:
         """What is fixed, in words, by the name of what it is about; the usual is left out."""
@@ -64,6 +69,8 @@ class Group:
             parts["batch"] = f"batch {self.batch}"
         if self.tokens is not None:
             parts["tokens"] = f"{length_label(self.tokens)} tokens a call"
+        if self.context is not None:
+            parts["context"] = f"{length_label(self.context)} tokens of context a call"
         kv = f" ({self.kv_heads} KV)" if self.kv_heads != self.heads else ""
         value = f" (value {self.value_dim})" if self.value_dim != self.head_dim else ""
         parts["heads"] = f"{self.heads} heads{kv}" if self.heads != 1 else f"1 head{kv}"
@@ -240,8 +247,8 @@ def length_label(tokens: int) -> str:
 def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
     """The rows whose shape is known, each with its group."""
     rows = frame[frame[list(_PLACE)].notna().all(axis=1)]
-    tokens = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
-    rows = rows.assign(_tokens=tokens)
+    product = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
+    rows = rows.assign(_product=product)
     rows = rows.assign(_constant=_constant_tokens(rows))
     needed = [
         "mechanism",
@@ -251,11 +258,11 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
         "device",
         *_PLACE,
         *_VALUES,
-        "_tokens",
+        "_product",
         "_constant",
     ]
     for row in rows[needed].to_dict("records"):
-        constant = bool(row["_constant"])
+        constant, decode = bool(row["_constant"]), row["workload"] == Workload.DECODE
         group = Group(
             heads=int(row["heads"]),
             kv_heads=int(row["kv_heads"]),
@@ -265,7 +272,8 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
             causal=bool(row["causal"]),
             device=row["device"] if isinstance(row["device"], str) else "",
             batch=None if constant else int(row["batch"]),
-            tokens=int(row["_tokens"]) if constant else None,
+            tokens=int(row["_product"]) if constant and not decode else None,
+            context=int(row["_product"]) if constant and decode else None,
         )
         yield group, row
 
@@ -279,7 +287,7 @@ def _constant_tokens(rows: pd.DataFrame) -> pd.Series[bool]:
 
 
 def _is_constant(rows: pd.DataFrame) -> bool:
-    return bool(rows["_tokens"].nunique() == 1 and rows["batch"].nunique() > 1)
+    return bool(rows["_product"].nunique() == 1 and rows["batch"].nunique() > 1)
 
 
 def _curve(rows: Mapping[int, Sequence[_Row]], *, mechanism: str, workload: str, group: Group) -> Curve:
@@ -295,7 +303,7 @@ def _curve(rows: Mapping[int, Sequence[_Row]], *, mechanism: str, workload: str,
             median = float(np.median([row["median_ms"] for row in timed]))
             low = min(_known(timed, "ci_low_ms"), default=math.nan)
             high = max(_known(timed, "ci_high_ms"), default=math.nan)
-            rate = timed[0]["_tokens"] / (median * 1e-3)
+            rate = _tokens(timed[0]) / (median * 1e-3)
             peak, energy = (_median(_known(timed, name)) for name in ("peak_bytes", "energy_j"))
             points.append((seq_len, median, low, high, rate, peak, energy))
     table = np.array(points, dtype=np.float64).reshape(-1, 7).T
@@ -314,6 +322,12 @@ def _curve(rows: Mapping[int, Sequence[_Row]], *, mechanism: str, workload: str,
     )
 
 
+def _tokens(row: _Row) -> int:
+    """Tokens of one call; a workload that this version does not know is taken for one over whole sequences."""
+    workload = Workload(row["workload"]) if row["workload"] in list(Workload) else Workload.FWD
+    return workload.tokens(batch=int(row["batch"]), seq_len=int(row["seq_len"]))
+
+
 def _known(rows: Iterable[_Row], name: str) -> list[float]:
     return [float(row[name]) for row in rows if not pd.isna(row[name])]
 
@@ -327,7 +341,7 @@ def _status_rank(status: str) -> int:
 
 
 def _workload_order(workload: str) -> tuple[int, str]:
-    usual = ("fwd", "bwd", "fwd-bwd")
+    usual = [str(known) for known in Workload]
     return (usual.index(workload) if workload in usual else len(usual), workload)
 
 

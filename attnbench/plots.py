@@ -76,11 +76,13 @@ _LONG, _DASH_DOT_DOT = (0.0, (8.0, 2.0)), (0.0, (4.0, 1.3, 1.2, 1.3, 1.2, 1.3))
 # The colours of Okabe and Ito (Color Universal Design, 2008), yellow left out, extended by darker ones.
 STYLES: Mapping[str, Style] = {
     "lightning2": Style(colour="#D55E00", marker="o", width=2.6),
+    "lightning2-paper": Style(colour="#F0986B", dash=_DOTTED, marker="o"),
     "lightning1": Style(colour="#E69F00", dash=_DASHED, marker="s"),
     "linear-cumsum": Style(colour="#009E73", dash=_DASH_DOT, marker="^"),
     "linear-quadratic": Style(colour="#882255", dash=_DOTTED, marker="v"),
     "flash2": Style(colour="#0072B2", marker="D"),
     "sdpa": Style(colour="#111111", dash=_LONG, marker="P"),
+    "sdpa-flash": Style(colour="#3C6E9F", dash=_DASH_DOT_DOT, marker="D"),
     "sdpa-cudnn": Style(colour="#56B4E9", marker="h"),
     "sdpa-efficient": Style(colour="#CC79A7", dash=_DASH_DOT, marker="<"),
     "sdpa-math": Style(colour="#777777", dash=_DOTTED, marker="p"),
@@ -126,7 +128,7 @@ SIGNS: Mapping[str, Sign] = {
 }
 _UNKNOWN_SIGN = Sign(marker=".", words="other")
 
-_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward"}
+_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward", "decode": "Decode"}
 
 
 @dataclass(frozen=True, kw_only=True)

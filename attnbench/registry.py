@@ -6,12 +6,25 @@ machine has, on the device asked for, is the one that runs. A provider's target 
     target(q, k, v, *, slopes, scale, causal) -> o
 
 with q, k: [B, H, N, D], v: [B, H, N, E] (layout "BHND") or [B, N, H, D] (layout "BNHD"), slopes: fp32 [H] or
-None, and o in the layout of v. Third parties join through the entry-point group `attnbench.mechanisms`: each
-entry point names a `Mechanism`.
+None, and o in the layout of v.
+
+A provider that decodes names a second function, which gets a step ready; the step alone is timed, again and again:
+
+    decode(q, k, v, *kept, slopes, scale) -> step        step() -> (o, *kept)
+
+q, k: [B, H, D], v: [B, H, E] are the new token, o: [B, H, E]; `kept` is what `attnbench.semantics.KEPT` names for
+the semantics. A state is fp32 [B, H, D, E], of the tokens before the new one and without the scale. Caches are
+[B, H, N, D] and [B, H, N, E], or [B, N, H, ...], by the layout; N counts the new token, whose row, the last, is
+for the step to write. A step returns what is kept after it: the tensors that it was given, updated in place, or a
+new state. It bears being repeated and being captured in a CUDA graph; what it needs besides (views, a length on
+the device) is made before it. No gradient is recorded around it.
+
+Third parties join through the entry-point group `attnbench.mechanisms`: each entry point names a `Mechanism`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -30,6 +43,15 @@ Cost = Literal["N", "N^2"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decode:
+    """How a provider takes one token more."""
+
+    target: str  # "module:function", called as the module's docstring says
+    variant: str | None = None  # which part of the distribution, where that is another than of the provider
+    kernels: str | None = None  # regular expression: a kernel of this name must have run (CUDA)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provider:
     """Who really computes a mechanism, on which devices, and within which limits."""
 
@@ -44,6 +66,7 @@ class Provider:
     kernels: str | None = None  # regular expression: a kernel of this name must have run (CUDA)
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
+    head_dims: tuple[int, ...] | None = None  # the only ones, where no rule describes them
     equal_value_dim: bool = False
     grouped_heads: bool = False
     non_causal: bool = False
@@ -53,6 +76,7 @@ class Provider:
     describe: str | None = (
         None  # "module:function" (case, device) -> dict of tiles, warps, operator chosen, ...
     )
+    decode: Decode | None = None
 
     @property
     def available(self) -> bool:
@@ -72,6 +96,24 @@ class Provider:
         except importlib.metadata.PackageNotFoundError:
             version = "(not installed)"
         return " ".join(part for part in (self.distribution, version, self.variant) if part)
+
+    def serving(self, workload: Workload) -> Provider:
+        """The provider as a workload sees it: itself or, for a decode, with the target, variant and kernels of that.
+
+        Raises ValueError for a decode that it does not have.
+        """
+        if workload is not Workload.DECODE:
+            return self
+        if self.decode is None:
+            raise ValueError(f"{self.label} has no decode")
+        return dataclasses.replace(
+            self,
+            target=self.decode.target,
+            variant=self.variant if self.decode.variant is None else self.decode.variant,
+            kernels=self.decode.kernels,
+            state_bytes=None,  # these two speak of whole sequences
+            describe=None,
+        )
 
     def load(self) -> Callable[..., Any]:
         """Import the target.
@@ -94,6 +136,9 @@ class Provider:
                 return (
                     f"{name} {size} is not a multiple of {self.head_dim_multiple}, which {self.label} needs"
                 )
+            if self.head_dims is not None and size not in self.head_dims:
+                taken = ", ".join(map(str, self.head_dims))
+                return f"{name} {size} is not supported by {self.label} (it takes {taken})"
         if self.equal_value_dim and case.value_dim != case.head_dim:
             return f"value dim {case.value_dim} differs from head dim {case.head_dim}, which {self.label} needs equal"
         if case.kv_heads != case.heads and not self.grouped_heads:
@@ -112,7 +157,11 @@ class Mechanism:
     summary: str
     cost: Cost  # work as a function of sequence length
     providers: tuple[Provider, ...]
-    workloads: tuple[Workload, ...] = (Workload.FWD, Workload.BWD, Workload.FWD_BWD)
+    workloads: tuple[Workload, ...] = (Workload.FWD, Workload.BWD, Workload.FWD_BWD)  # over whole sequences
+
+    def workloads_of(self, provider: Provider) -> tuple[Workload, ...]:
+        """The workloads that one of its providers has: those over whole sequences, and decode where it is given."""
+        return self.workloads if provider.decode is None else (*self.workloads, Workload.DECODE)
 
     def provider_for(self, device: str) -> Provider | str:
         """The provider that runs on `device` ("cuda" or "cpu") here, or the reason why none does."""
@@ -146,6 +195,18 @@ def _sdpa(*, variant: str, target: str, devices: tuple[str, ...] = ("cuda",), **
 
 _HALF = ("bf16", "fp16")
 
+# The fallback of flash2 and a mechanism of its own, so that one sweep can hold both copies.
+_SDPA_FLASH = _sdpa(
+    variant="sdpa-flash",
+    target="sdpa_flash",
+    dtypes=_HALF,
+    max_head_dim=256,
+    head_dim_multiple=8,
+    equal_value_dim=True,
+    kernels=r"flash",
+    decode=Decode(target="attnbench.baselines.sdpa:sdpa_flash_decode", kernels=r"flash"),
+)
+
 _BUILT_IN: tuple[Mechanism, ...] = (
     Mechanism(
         name="lightning2",
@@ -162,6 +223,10 @@ _BUILT_IN: tuple[Mechanism, ...] = (
                 kernels=r"^_?lightning2",
                 state_bytes="attnbench.baselines.lightning_triton:lightning2_state_bytes",
                 describe="attnbench.baselines.lightning_triton:lightning2_config",
+                decode=Decode(
+                    target="attnbench.baselines.lightning_triton:lightning2_decode",
+                    kernels=r"^_?lightning_decode",
+                ),
             ),
             Provider(
                 target="attnbench.baselines.lightning_torch:lightning2",
@@ -170,6 +235,25 @@ _BUILT_IN: tuple[Mechanism, ...] = (
                 devices=("cpu",),
                 state_bytes="attnbench.baselines.lightning_torch:lightning2_state_bytes",
                 describe="attnbench.baselines.lightning_torch:lightning2_config",
+                decode=Decode(
+                    target="attnbench.baselines.lightning_torch:lightning2_decode", variant="recurrence"
+                ),
+            ),
+        ),
+    ),
+    Mechanism(
+        name="lightning2-paper",
+        semantics="decay-linear",
+        summary="Lightning Attention-2 as the paper has it: no parallelism along the sequence",
+        cost="N",
+        providers=(
+            Provider(
+                target="attnbench.baselines.lightning_triton:lightning2_paper",
+                distribution="triton",
+                variant="attnbench",
+                max_head_dim=256,
+                head_dim_multiple=16,
+                kernels=r"^_?lightning2",
             ),
         ),
     ),
@@ -194,6 +278,64 @@ _BUILT_IN: tuple[Mechanism, ...] = (
                 variant="tiled",
                 devices=("cpu",),
                 describe="attnbench.baselines.lightning_torch:lightning1_config",
+            ),
+        ),
+    ),
+    # The three libraries below multiply fp32 inputs in TF32, which is not fp32: half precision only.
+    Mechanism(
+        name="lightning2-official",
+        semantics="decay-linear",
+        summary="Lightning Attention-2 by its authors' package, lightning-attn",
+        cost="N",
+        providers=(
+            Provider(
+                target="attnbench.baselines.lightning_attn:lightning2_official",
+                distribution="lightning-attn",
+                package="lightning_attn",
+                install="pip install lightning-attn",
+                dtypes=_HALF,
+                # Above 128 the package copies q and k 64 columns at a time and adds up rounded parts; it asserts
+                # against 16, its kernels index a power of two, and v of another width is padded in every call.
+                head_dims=(32, 64, 128),
+                kernels=r"^_(fwd|bwd_intra|bwd_inter)_kernel",
+            ),
+        ),
+    ),
+    Mechanism(
+        name="fla-simple-gla",
+        semantics="decay-linear",
+        summary="Flash Linear Attention's chunked Simple GLA with one decay per head",
+        cost="N",
+        providers=(
+            Provider(
+                target="attnbench.baselines.fla_ops:simple_gla",
+                distribution="fla-core",
+                package="fla",
+                install="pip install fla-core",
+                dtypes=_HALF,
+                layout="BNHD",
+                head_dim_multiple=2,
+                kernels=r"^chunk_(fwd|bwd)_kernel",
+                decode=Decode(
+                    target="attnbench.baselines.fla_decode:simple_gla_decode", kernels=r"^fused_recurrent"
+                ),
+            ),
+        ),
+    ),
+    Mechanism(
+        name="tfla",
+        semantics="decay-linear",
+        summary="Tiled Flash Linear Attention: NXAI's mLSTM with open input gates and no normaliser",
+        cost="N",
+        providers=(
+            Provider(
+                target="attnbench.baselines.mlstm:tfla",
+                distribution="mlstm-kernels",
+                package="mlstm_kernels",
+                install="pip install mlstm-kernels",
+                dtypes=_HALF,
+                head_dim_multiple=16,
+                kernels=r"^mlstm_siging_chunkwise__",
             ),
         ),
     ),
@@ -244,24 +386,31 @@ _BUILT_IN: tuple[Mechanism, ...] = (
                 grouped_heads=True,
                 non_causal=True,
                 kernels=r"flash",
+                decode=Decode(target="attnbench.baselines.flash_attn:flash2_decode", kernels=r"flash"),
             ),
-            _sdpa(
-                variant="sdpa-flash",
-                target="sdpa_flash",
-                dtypes=_HALF,
-                max_head_dim=256,
-                head_dim_multiple=8,
-                equal_value_dim=True,
-                kernels=r"flash",
-            ),
+            _SDPA_FLASH,
         ),
+    ),
+    Mechanism(
+        name="sdpa-flash",
+        semantics="softmax",
+        summary="torch's own copy of FlashAttention-2, whether flash-attn is installed or not",
+        cost="N^2",
+        providers=(_SDPA_FLASH,),
     ),
     Mechanism(
         name="sdpa",
         semantics="softmax",
         summary="torch's scaled_dot_product_attention, the backend it picks by itself",
         cost="N^2",
-        providers=(_sdpa(variant="sdpa", target="sdpa", devices=("cuda", "cpu")),),
+        providers=(
+            _sdpa(
+                variant="sdpa",
+                target="sdpa",
+                devices=("cuda", "cpu"),
+                decode=Decode(target="attnbench.baselines.sdpa:sdpa_decode"),
+            ),
+        ),
     ),
     Mechanism(
         name="sdpa-cudnn",
@@ -357,7 +506,7 @@ def support(case: Case, *, device: str) -> Provider | str:
     provider = mechanism.provider_for(device)
     if isinstance(provider, str):
         return provider
-    if case.workload not in mechanism.workloads:
+    if case.workload not in mechanism.workloads_of(provider):
         return f"workload {case.workload} is not defined for {case.mechanism}"
     reason = provider.why_not(case)
-    return reason if reason is not None else provider
+    return reason if reason is not None else provider.serving(case.workload)

@@ -2,6 +2,9 @@
 
 Oracles take a few (batch, head) pairs at a time, as [P, N, D] tensors, so that a check of a long case costs
 little next to its timing; `attnbench.measure.accuracy` chooses the pairs. All of them compute in fp64.
+
+A decode step takes one token more into what is kept of its context: a linear family keeps a state, fp32
+[B, H, D, E], softmax attention keeps the keys and values themselves.
 """
 
 from __future__ import annotations
@@ -154,7 +157,69 @@ def softmax_oracle(
     return Reference(o=o, rows=rows, dq=dq, dk=dk, dv=dv, first_key=first_key)
 
 
+# ---------------------------------------------------------------- oracles of a decode step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReference:
+    """fp64 truth of one decode step: o, and what is kept of the context after it."""
+
+    o: Tensor  # [P, G, E]: G query heads for each of the P heads
+    kept: tuple[Tensor, ...]  # as they were given: [P, D, E], or [P, N, D] and [P, N, E]
+
+
+StepOracle = Callable[..., StepReference]
+
+
+def state_step_oracle(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, slopes: Tensor | None, scale: float
+) -> StepReference:
+    """S <- exp(-slope) S + k^T v, o = scale * q S.
+
+    q: [P, G, D], k: [P, D], v: [P, E], state: [P, D, E], slopes: [P] or None (no decay). Source: Lightning
+    Attention-2 (arXiv 2401.04658), section 3.1.
+    """
+    decay = torch.ones(k.shape[0], device=k.device) if slopes is None else torch.exp(-slopes.double())
+    after = decay.double()[:, None, None] * state.double() + k.double()[:, :, None] * v.double()[:, None, :]
+    return StepReference(o=scale * (q.double() @ after), kept=(after,))
+
+
+def cache_step_oracle(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, slopes: Tensor | None, scale: float
+) -> StepReference:
+    """The new key and value become the last row of the caches; o = softmax(scale q K^T) V over all rows.
+
+    q: [P, G, D], k: [P, D], v: [P, E], k_cache: [P, N, D], v_cache: [P, N, E]; the last rows are not read;
+    slopes must be None.
+    """
+    if slopes is not None:
+        raise ValueError("softmax attention takes no decay slopes")
+    keys, values = (
+        torch.cat([cache[:, :-1].double(), new.double()[:, None]], dim=1)
+        for cache, new in ((k_cache, k), (v_cache, v))
+    )
+    weights = (scale * (q.double() @ keys.mT)).softmax(dim=-1)
+    return StepReference(o=weights @ values, kept=(keys, values))
+
+
+def state_deviation(tokens: int, *, slopes: Tensor | None, heads: int) -> Tensor:
+    """Standard deviation of an entry of the state after `tokens` tokens with unit normal keys and values.
+
+    fp64 [heads] on the CPU. An entry is the sum of exp(-slope j) k v over j = 0 .. tokens - 1, and k v has mean 0
+    and variance 1: the variance is the geometric series (1 - exp(-2 slope tokens)) / (1 - exp(-2 slope)), or the
+    number of tokens where nothing decays.
+    """
+    rate = torch.zeros(heads, dtype=torch.float64) if slopes is None else slopes.double().cpu()
+    series = torch.expm1(-2 * rate * tokens) / torch.expm1(-2 * rate)
+    return torch.where(rate > 0, series, float(tokens)).sqrt()
+
+
 # ---------------------------------------------------------------- the table
+
+
+Kept = Literal["state", "caches"]
+# What a decode step keeps of its context: the names of the tensors, in the order that providers are given them.
+KEPT: Mapping[Kept, tuple[str, ...]] = {"state": ("state",), "caches": ("k_cache", "v_cache")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +229,8 @@ class Semantics:
     name: str
     formula: str
     oracle: Oracle
+    step_oracle: StepOracle
+    kept: Kept  # of the context of a decode step
     decay: bool  # takes decay slopes
     scaled: bool  # scores are scaled by 1/sqrt(head dim)
 
@@ -183,6 +250,8 @@ SEMANTICS: Mapping[str, Semantics] = {
             name="decay-linear",
             formula="o_t = sum_{s<=t} exp(-slope (t-s)) (q_t . k_s) v_s",
             oracle=decay_linear_oracle,
+            step_oracle=state_step_oracle,
+            kept="state",
             decay=True,
             scaled=False,
         ),
@@ -190,6 +259,8 @@ SEMANTICS: Mapping[str, Semantics] = {
             name="linear",
             formula="o_t = sum_{s<=t} (q_t . k_s) v_s",
             oracle=decay_linear_oracle,
+            step_oracle=state_step_oracle,
+            kept="state",
             decay=False,
             scaled=False,
         ),
@@ -197,6 +268,8 @@ SEMANTICS: Mapping[str, Semantics] = {
             name="softmax",
             formula="o_t = sum_{s<=t} softmax_s(q_t . k_s / sqrt(D)) v_s",
             oracle=softmax_oracle,
+            step_oracle=cache_step_oracle,
+            kept="caches",
             decay=False,
             scaled=True,
         ),
@@ -222,7 +295,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 
 
 def useful_flops(case: Case, *, cost: Literal["N", "N^2"]) -> float:
-    """Floating-point operations that the algorithm needs for one call (a multiply-add is two).
+    """Floating-point operations that the algorithm needs for one call over whole sequences (a multiply-add is two).
 
     Cost "N" (recurrence): forward 4 D E per token and head (state update, state times query), backward 10 D E
     (state again, its gradient, dq, dk, dv). Cost "N^2" (left product): the N(N+1)/2 causal pairs only (all N^2
@@ -244,7 +317,7 @@ def useful_flops(case: Case, *, cost: Literal["N", "N^2"]) -> float:
 
 
 def minimal_bytes(case: Case) -> int:
-    """Bytes that one call must move: each input read once, each output written once.
+    """Bytes that one call over whole sequences must move: each input read once, each output written once.
 
     Forward: q, k, v, o. Backward: q, k, v, do, dq, dk, dv. Recurrent states and statistics are not counted.
     """
@@ -261,3 +334,28 @@ def minimal_bytes(case: Case) -> int:
         Workload.FWD_BWD: forward + backward,
     }
     return per_call[case.workload]
+
+
+def step_flops(case: Case, *, kept: Kept) -> float:
+    """Floating-point operations that one decode step needs (a multiply-add is two).
+
+    A state: 4 D E per head (its update 2 D E, its product with the query 2 D E), whatever the context. Caches:
+    2 (D + E) per cached token and query head.
+    """
+    D, E = case.head_dim, case.value_dim
+    per_head = 4.0 * D * E if kept == "state" else 2.0 * (D + E) * case.seq_len
+    return case.batch * case.heads * per_head
+
+
+def step_bytes(case: Case, *, kept: Kept) -> int:
+    """Bytes that one decode step must move.
+
+    A state: the fp32 state read and written, q, k, v read, o written. Caches: the keys and values of all seq_len
+    tokens read, the new one's among them, q read, o written; the one row that is written is left out.
+    """
+    D, E, item = case.head_dim, case.value_dim, TORCH_DTYPES[case.dtype].itemsize
+    q_and_o = case.heads * (D + E) * item
+    k_and_v = case.kv_heads * (D + E) * item
+    if kept == "state":
+        return case.batch * (case.heads * 2 * 4 * D * E + q_and_o + k_and_v)
+    return case.batch * (case.seq_len * k_and_v + q_and_o)

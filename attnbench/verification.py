@@ -1,4 +1,4 @@
-"""`attnbench verify`: every mechanism against its oracle, in o, dq, dk and dv, over dtypes and odd shapes."""
+"""`attnbench verify`: every mechanism against its oracle, with gradients and as a decode, over dtypes and shapes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from attnbench.case import Case, Protocol, Status, Workload
 from attnbench.executors.lock import device_lock
 from attnbench.executors.supervised import Row, SupervisedWorker
+from attnbench.registry import find
 from attnbench.semantics import TOLERANCES
 
 # Odd, even, and both sides of the tiles; 1 is the shortest sequence there is.
@@ -30,18 +31,27 @@ def cases(
     dtypes: Iterable[str],
     seq_lens: Iterable[int],
     dims: Sequence[tuple[int, int]],
+    device: str,
 ) -> list[Case]:
-    """What is checked: each mechanism with gradients at each dtype, width and length."""
+    """What is checked on `device`: each mechanism at each dtype, width and length, with gradients and as a decode."""
     return [
         Case(
-            mechanism=mechanism, workload=Workload.FWD_BWD, batch=BATCH, heads=HEADS, seq_len=seq_len,
+            mechanism=mechanism, workload=workload, batch=BATCH, heads=HEADS, seq_len=seq_len,
             head_dim=head_dim, value_dim=value_dim, dtype=dtype,
         )
         for mechanism in mechanisms
         for dtype in dtypes
         for head_dim, value_dim in dims
         for seq_len in sorted(seq_lens)
+        for workload in _workloads(mechanism, device=device)
     ]  # fmt: skip
+
+
+def _workloads(mechanism: str, *, device: str) -> tuple[Workload, ...]:
+    provider = find(mechanism).provider_for(device)
+    if isinstance(provider, str) or provider.decode is None:
+        return (Workload.FWD_BWD,)
+    return (Workload.FWD_BWD, Workload.DECODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +62,12 @@ class Finding:
     dtype: str
     provider: str | None
     tolerance: float
-    shapes: int  # checked
+    shapes: int  # checked; one counts again as a decode
     unsupported: int
     worst: dict[str, float | None]  # by output: "o", "dq", "dk", "dv"
     faults: tuple[
         str, ...
-    ]  # "<shape>: <status>: <reason>", for every case that is neither ok nor unsupported
+    ]  # "[decode ]<shape>: <status>: <reason>", for every case neither ok nor unsupported
     why_unsupported: str | None  # the first reason, when nothing could be checked
 
     @property
@@ -121,4 +131,5 @@ def _finding(mechanism: str, dtype: str, rows: Sequence[Row]) -> Finding:
 
 
 def _shape(row: Row) -> str:
-    return str(row["case_id"]).split(".")[2]
+    shape = str(row["case_id"]).split(".")[2]
+    return f"decode {shape}" if row["workload"] == Workload.DECODE else shape

@@ -10,6 +10,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from attnbench.baselines.lightning_torch import lightning1, lightning2
 from attnbench.baselines.linear_cumsum import linear_cumsum
 from attnbench.baselines.linear_quadratic import linear_quadratic
 from attnbench.case import Case, Workload
-from attnbench.registry import mechanisms
+from attnbench.measure.trace import kernel_names, missing_kernel
+from attnbench.registry import Provider, find, mechanisms
 from attnbench.semantics import TOLERANCES, TORCH_DTYPES
 
 Target = Callable[..., Tensor]
@@ -36,6 +38,7 @@ TOLERANCE = {TORCH_DTYPES[name]: limit for name, limit in TOLERANCES.items()} | 
     torch.float32: 1e-5,
     torch.float64: 1e-12,
 }
+WHOLE = (Workload.FWD, Workload.BWD, Workload.FWD_BWD)  # over whole sequences
 SLOPES = ("none", "zero", "geometric", "large")
 
 DECAYED: dict[str, Target] = {
@@ -291,7 +294,7 @@ def triton_adapter(function: str) -> Any:
 
 @needs_triton
 @pytest.mark.parametrize("kind", ["none", "geometric"])
-@pytest.mark.parametrize("name", ["lightning2", "lightning1"])
+@pytest.mark.parametrize("name", ["lightning2", "lightning2_paper", "lightning1"])
 def test_triton_adapter_in_the_interpreter(name: str, kind: str) -> None:
     if importlib.import_module("attnbench.kernels._host").interpreting():
         check(triton_adapter(name), decay_linear, random_inputs(65), slopes=decay_slopes(kind))
@@ -300,7 +303,7 @@ def test_triton_adapter_in_the_interpreter(name: str, kind: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["lightning2", "lightning1"])
+@pytest.mark.parametrize("name", ["lightning2", "lightning2_paper", "lightning1"])
 def test_triton_adapter_refuses_what_it_is_not(name: str) -> None:
     i = random_inputs(2)
     with pytest.raises(ValueError, match="causal"):
@@ -308,9 +311,8 @@ def test_triton_adapter_refuses_what_it_is_not(name: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("mechanism", ["lightning2", "lightning1"])
-def test_triton_config_tells_the_gradients_apart_when_the_dims_differ(mechanism: str) -> None:
-    config = triton_adapter(f"{mechanism}_config")
+def test_lightning1_config_tells_the_gradients_apart_when_the_dims_differ() -> None:
+    config = triton_adapter("lightning1_config")
     cpu = torch.device("cpu")
     plain = config(a_case(workload=Workload.FWD, head_dim=128, value_dim=32), cpu)
     assert "dq_dk" not in plain
@@ -322,16 +324,42 @@ def test_triton_config_tells_the_gradients_apart_when_the_dims_differ(mechanism:
 
 
 @needs_triton
-def test_triton_state_bytes_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("attnbench.baselines.lightning_triton")
-    large = dataclasses.make_dataclass("Limits", ["multiprocessors", "shared_memory"])(132, 232_448)
-    monkeypatch.setattr(module, "limits", lambda device: large)
+def test_lightning2_config_has_an_entry_for_each_launch() -> None:
+    config = triton_adapter("lightning2_config")
     cpu = torch.device("cpu")
-    long = a_case(batch=1, seq_len=65_536, value_dim=32)
+    forward = config(a_case(workload=Workload.FWD, head_dim=128, value_dim=32), cpu)
+    assert forward["block_e"] == 32
+    assert set(config(a_case(workload=Workload.BWD, head_dim=64, value_dim=64), cpu)) == {"dq_dk_dv"}
+    apart = config(a_case(workload=Workload.BWD, head_dim=128, value_dim=32), cpu)
+    assert set(apart) == {"dv", "dq_dk"}
+    assert apart["dv"] == forward
+    assert apart["dq_dk"]["block_e"] > 32
+    both = config(a_case(workload=Workload.FWD_BWD, head_dim=128, value_dim=32), cpu)
+    assert both == {"o": forward, **apart}
+
+
+def a_large_device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The adapter of our kernels, told that it runs on a device with 132 multiprocessors."""
+    module = importlib.import_module("attnbench.baselines.lightning_triton")
+    fields = ["multiprocessors", "shared_memory", "architecture"]
+    large = dataclasses.make_dataclass("Limits", fields)(132, 232_448, "hopper")
+    monkeypatch.setattr(module, "limits", lambda device: large)
+    return module
+
+
+@needs_triton
+def test_triton_state_bytes_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = a_large_device(monkeypatch)
+    cpu = torch.device("cpu")
+    long = a_case(workload=Workload.FWD, batch=1, seq_len=65_536, value_dim=32)
     segments = module.lightning2_config(long, cpu)["segments"]
     assert segments > 1  # 4 heads leave most of the device idle
+    # The weakest head remembers more than two of so short segments.
     assert module.lightning2_state_bytes(long, cpu) == (segments - 1) * 4 * 32 * 32 * 4
     assert module.lightning2_state_bytes(a_case(seq_len=64), cpu) == 0
+    forgets = a_case(workload=Workload.FWD, heads=16, seq_len=65_536, head_dim=128, dtype="bf16")
+    assert module.lightning2_config(forgets, cpu)["segments"] > 1
+    assert module.lightning2_state_bytes(forgets, cpu) == 0
 
 
 # ---------------------------------------------------------------- softmax attention
@@ -395,6 +423,19 @@ def stub(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
     monkeypatch.setitem(sys.modules, name, module)
 
 
+def adapter(monkeypatch: pytest.MonkeyPatch, name: str, *, library: str, **members: Any) -> Any:
+    """The adapter's module, imported over a library of that dotted name that has nothing but `members`."""
+    parts = library.split(".")
+    for depth in range(1, len(parts)):
+        stub(monkeypatch, ".".join(parts[:depth]))
+    stub(monkeypatch, library, **members)
+    full = f"attnbench.baselines.{name}"
+    monkeypatch.delitem(sys.modules, full, raising=False)
+    module = importlib.import_module(full)
+    del sys.modules[full]  # not by monkeypatch, which would put it back for the tests that want the library
+    return module
+
+
 def test_flash2_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
@@ -402,17 +443,123 @@ def test_flash2_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(options)
         return v
 
-    stub(monkeypatch, "flash_attn")
-    stub(monkeypatch, "flash_attn.flash_attn_interface", flash_attn_func=flash_attn_func)
-    monkeypatch.delitem(sys.modules, "attnbench.baselines.flash_attn", raising=False)
-    module = importlib.import_module("attnbench.baselines.flash_attn")
-    monkeypatch.delitem(sys.modules, "attnbench.baselines.flash_attn")
+    module = adapter(
+        monkeypatch,
+        "flash_attn",
+        library="flash_attn.flash_attn_interface",
+        flash_attn_func=flash_attn_func,
+        flash_attn_with_kvcache=None,
+    )
     x = torch.zeros(1, 2, 3, 4)
     assert module.flash2(x, x, x, slopes=None, scale=0.3, causal=True) is x
     assert calls == [{"softmax_scale": 0.3, "causal": True}]
 
 
-@pytest.mark.parametrize("workload", Workload)
+class Recorder:
+    """A library's function: keeps what it is called with, and returns what it is told to."""
+
+    def __init__(self, result: object = None) -> None:
+        self.result = result
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls.append((args, options))
+        return self.result
+
+
+def a_library(monkeypatch: pytest.MonkeyPatch, mechanism: str, result: object) -> tuple[Target, Recorder]:
+    """The adapter of a linear mechanism over a library that only records its calls."""
+    function = Recorder(result)
+    if mechanism == "lightning2-official":
+        module = adapter(
+            monkeypatch, "lightning_attn", library="lightning_attn.ops", lightning_attn_func=function
+        )
+        return module.lightning2_official, function
+    if mechanism == "fla-simple-gla":
+        module = adapter(monkeypatch, "fla_ops", library="fla.ops.simple_gla", chunk_simple_gla=function)
+        return module.simple_gla, function
+    generator = Recorder(types.SimpleNamespace(apply=function))
+    module = adapter(
+        monkeypatch,
+        "mlstm",
+        library="mlstm_kernels.torch.chunkwise.triton_xl_chunk_siging.fwbw",
+        _mlstm_siging_chunkwise_fwbw_generator=generator,
+    )
+    assert generator.calls == [((), {"autocast_kernel_dtype": torch.float32, "normalize": False})]
+    return module.tfla, function
+
+
+FOREIGN_LINEAR = ("lightning2-official", "fla-simple-gla", "tfla")
+
+
+def test_lightning2_official_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    i, slopes = random_inputs(3), decay_slopes("geometric")
+    target, library = a_library(monkeypatch, "lightning2-official", i.v)
+    assert target(i.q, i.k, i.v, slopes=slopes, scale=1.0, causal=True) is i.v
+    (given, options) = library.calls[0]
+    assert [x is y for x, y in zip(given, (i.q, i.k, i.v, slopes), strict=True)] == [True] * 4
+    assert options == {}
+
+
+def test_lightning2_official_refuses_what_the_package_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    i = random_inputs(3)
+    target, library = a_library(monkeypatch, "lightning2-official", i.v)
+    with pytest.raises(ValueError, match="slopes: this mechanism always decays"):
+        target(i.q, i.k, i.v, slopes=None, scale=1.0, causal=True)
+    with pytest.raises(ValueError, match=r"scale=0.3: this mechanism does not scale"):
+        target(i.q, i.k, i.v, slopes=torch.ones(H), scale=0.3, causal=True)
+    assert library.calls == []
+
+
+@pytest.mark.parametrize("kind", ["none", "geometric"])
+def test_fla_is_given_log_decays_and_our_scale(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    i, slopes = random_inputs(3), decay_slopes(kind)
+    target, library = a_library(monkeypatch, "fla-simple-gla", (i.v, None))
+    assert target(i.q, i.k, i.v, slopes=slopes, scale=0.3, causal=True) is i.v
+    (given, options) = library.calls[0]
+    assert [x is y for x, y in zip(given, (i.q, i.k, i.v), strict=True)] == [True] * 3
+    log_decay = options.pop("g_gamma")
+    assert (log_decay is None) if slopes is None else torch.equal(log_decay, -slopes)
+    assert options == {"scale": 0.3}
+
+
+@pytest.mark.parametrize("kind", SLOPES)
+def test_tfla_is_given_gates_that_decay_as_the_slopes_say(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    i, slopes = random_inputs(128), decay_slopes(kind)
+    target, library = a_library(monkeypatch, "tfla", (i.v, None, None))
+    assert target(i.q, i.k, i.v, slopes=slopes, scale=0.3, causal=True) is i.v
+    (given, options) = library.calls[0]
+    q, k, v, open_, forget, *states, scale = given
+    assert [x is y for x, y in zip((q, k, v), (i.q, i.k, i.v), strict=True)] == [True] * 3
+    assert (states, scale, options) == ([None, None], 0.3, {})
+    assert open_.shape == forget.shape == (B, H, 128)
+    assert (open_.sigmoid() == 1).all()
+    want = torch.zeros(H) if slopes is None else -slopes
+    torch.testing.assert_close(torch.nn.functional.logsigmoid(forget[1, :, 5]), want, rtol=2e-5, atol=1e-12)
+
+
+def test_tfla_refuses_lengths_that_the_package_asserts_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, taken in ((1, False), (16, True), (48, False), (64, True), (129, False), (384, True)):
+        i = random_inputs(n)
+        target, library = a_library(monkeypatch, "tfla", (i.v, None, None))
+        if taken:
+            target(i.q, i.k, i.v, slopes=None, scale=1.0, causal=True)
+        else:
+            with pytest.raises(NotImplementedError, match=f"seq_len {n}: mlstm-kernels takes"):
+                target(i.q, i.k, i.v, slopes=None, scale=1.0, causal=True)
+        assert len(library.calls) == taken
+
+
+@pytest.mark.parametrize("mechanism", FOREIGN_LINEAR)
+def test_foreign_linear_attention_is_causal_only(monkeypatch: pytest.MonkeyPatch, mechanism: str) -> None:
+    i = random_inputs(16)
+    target, library = a_library(monkeypatch, mechanism, (i.v, None, None))
+    with pytest.raises(ValueError, match="causal"):
+        target(i.q, i.k, i.v, slopes=torch.ones(H), scale=1.0, causal=False)
+    assert library.calls == []
+
+
+@pytest.mark.parametrize("workload", WHOLE)
 def test_xformers_operator_asks_the_dispatch(monkeypatch: pytest.MonkeyPatch, workload: Workload) -> None:
     asked: list[tuple[str, Any, Any]] = []
 
@@ -429,11 +576,8 @@ def test_xformers_operator_asks_the_dispatch(monkeypatch: pytest.MonkeyPatch, wo
     fmha = types.SimpleNamespace(
         Inputs=types.SimpleNamespace, _dispatch_fw=dispatch("forward"), _dispatch_bw=dispatch("backward")
     )
-    stub(monkeypatch, "xformers")
-    stub(monkeypatch, "xformers.ops", LowerTriangularMask=Mask, fmha=fmha, memory_efficient_attention=None)
-    monkeypatch.delitem(sys.modules, "attnbench.baselines.xformers_ops", raising=False)
-    module = importlib.import_module("attnbench.baselines.xformers_ops")
-    monkeypatch.delitem(sys.modules, "attnbench.baselines.xformers_ops")
+    members = {"LowerTriangularMask": Mask, "fmha": fmha, "memory_efficient_attention": None}
+    module = adapter(monkeypatch, "xformers_ops", library="xformers.ops", **members)
     case = a_case("xformers", workload=workload, seq_len=100_000)
 
     names = module.xformers_operator(case, torch.device("cpu"))
@@ -454,7 +598,12 @@ def baseline_functions() -> list[str]:
         name
         for mechanism in mechanisms().values()
         for provider in mechanism.providers
-        for name in (provider.target, provider.state_bytes, provider.describe)
+        for name in (
+            provider.target,
+            provider.state_bytes,
+            provider.describe,
+            None if provider.decode is None else provider.decode.target,
+        )
         if name is not None and name.startswith("attnbench.baselines.")
     }
     return sorted(names)
@@ -467,6 +616,64 @@ def test_what_the_registry_names_exists(name: str) -> None:
     path = Path(attnbench.baselines.__path__[0]) / f"{module.rpartition('.')[2]}.py"
     defined = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
     assert function in defined
+
+
+# ---------------------------------------------------------------- foreign libraries, where they are
+
+
+def linear_library(mechanism: str) -> Provider:
+    """The first provider of a mechanism, or a skip where its library is missing."""
+    provider = find(mechanism).provider_for("cuda")
+    if isinstance(provider, str):
+        pytest.skip(provider)
+    return provider
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """A library's own warnings are not ours, and what it compiles with torch runs uncompiled: minutes less."""
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["none", "geometric"])
+@pytest.mark.parametrize("mechanism", FOREIGN_LINEAR)
+def test_foreign_linear_attention_in_the_interpreter(mechanism: str, kind: str) -> None:
+    if not importlib.import_module("attnbench.kernels._host").interpreting():
+        pytest.skip("needs TRITON_INTERPRET=1")
+    if mechanism == "fla-simple-gla":
+        pytest.skip("fla-core 0.6.0 calls .to() on a loop counter (chunk_h.py), an int in the interpreter")
+    provider, official = linear_library(mechanism), mechanism == "lightning2-official"
+    if official and kind == "none":
+        pytest.skip("always decays")
+    with as_it_is():
+        check(
+            provider.load(),
+            decay_linear,
+            random_inputs(130 if official else 256, value_dim=D),  # more than one block of either
+            slopes=decay_slopes(kind),
+            scale=1.0 if official else 0.3,
+            layout=provider.layout,
+        )
+
+
+def test_fla_means_what_we_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own naive form of the function in place of its kernels: the sign, the scale and the layout."""
+    provider = linear_library("fla-simple-gla")
+    with as_it_is():
+        module = importlib.import_module("attnbench.baselines.fla_ops")
+        naive = importlib.import_module("fla.ops.simple_gla.naive").naive_chunk_simple_gla
+
+    def chunk_simple_gla(
+        q: Tensor, k: Tensor, v: Tensor, *, g_gamma: Tensor, scale: float
+    ) -> tuple[Tensor, None]:
+        return naive(q, k, v, g_gamma.expand(q.shape[:3]), scale=scale)[0], None
+
+    monkeypatch.setattr(module, "chunk_simple_gla", chunk_simple_gla)
+    slopes = decay_slopes("geometric")
+    check(module.simple_gla, decay_linear, random_inputs(130), slopes=slopes, layout=provider.layout)
 
 
 # ---------------------------------------------------------------- on the card
@@ -531,7 +738,57 @@ def test_a_foreign_library_on_the_card(
 
 @pytest.mark.gpu
 @NEEDS_CUDA
-@pytest.mark.parametrize("workload", Workload)
+@pytest.mark.parametrize("n", [*GPU_LENGTHS, 64, 1024], ids=lambda n: f"N{n}")
+@pytest.mark.parametrize("kind", ["none", "geometric"])
+@pytest.mark.parametrize("mechanism", FOREIGN_LINEAR)
+def test_foreign_linear_attention_on_the_card(mechanism: str, kind: str, n: int) -> None:
+    provider = linear_library(mechanism)
+    if mechanism == "tfla" and n in GPU_LENGTHS:
+        pytest.skip("takes 16, 32, 64 and multiples of 128 only")
+    if mechanism == "lightning2-official" and kind == "none":
+        pytest.skip("always decays")
+    with as_it_is():
+        check(
+            provider.load(),
+            decay_linear,
+            gpu_inputs(n),
+            slopes=decay_slopes(kind, device="cuda"),
+            scale=1.0 if mechanism == "lightning2-official" else 0.3,
+            layout=provider.layout,
+        )
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("mechanism", FOREIGN_LINEAR)
+def test_the_kernels_of_foreign_linear_attention_have_the_names_that_the_registry_expects(
+    mechanism: str,
+) -> None:
+    provider = linear_library(mechanism)
+    i, slopes = gpu_inputs(128), decay_slopes("geometric", device="cuda")
+    arranged = i if provider.layout == "BHND" else i.map(lambda x: x.transpose(1, 2).contiguous())
+    leaves = [x.requires_grad_() for x in (arranged.q, arranged.k, arranged.v)]
+    with as_it_is():
+        target = provider.load()
+
+        def forward() -> Tensor:
+            o: Tensor = target(*leaves, slopes=slopes, scale=1.0, causal=True)
+            return o
+
+        o = forward()
+        ran = {
+            "fwd": kernel_names(forward, device=o.device),
+            "bwd": kernel_names(
+                lambda: torch.autograd.grad(o, leaves, arranged.do, retain_graph=True), device=o.device
+            ),
+        }
+    for workload, names in ran.items():
+        assert missing_kernel(names, pattern=provider.kernels) is None, workload
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("workload", WHOLE)
 def test_xformers_names_its_operators_on_the_card(workload: Workload) -> None:
     describe = foreign("xformers_ops", "xformers_operator", package="xformers.ops")
     names = describe(a_case("xformers", workload=workload, value_dim=32), torch.device("cuda"))

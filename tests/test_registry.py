@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from attnbench import registry
 from attnbench.case import Case, Workload
 from attnbench.errors import UserError
 from attnbench.registry import Mechanism, Provider, find, load_target, mechanisms, support
-from attnbench.semantics import SEMANTICS
+from attnbench.semantics import KEPT, SEMANTICS
 
 PACKAGE = Path(attnbench.__file__).parent
 BUILT_IN = registry._BUILT_IN
@@ -28,7 +29,12 @@ TARGETS = sorted(
         target
         for mechanism in BUILT_IN
         for provider in mechanism.providers
-        for target in (provider.target, provider.describe, provider.state_bytes)
+        for target in (
+            provider.target,
+            provider.describe,
+            provider.state_bytes,
+            None if provider.decode is None else provider.decode.target,
+        )
         if target is not None
     }
 )
@@ -75,7 +81,17 @@ def test_every_target_is_a_function_in_a_file_of_the_package(target: str) -> Non
     is_call = by_position == ["q", "k", "v"] and by_name == ["slopes", "scale", "causal"]
     is_question = by_position == ["case", "device"] and by_name == []
     calls = {provider.target for mechanism in BUILT_IN for provider in mechanism.providers}
-    assert is_call if target in calls else is_question
+    kept = {
+        KEPT[SEMANTICS[mechanism.semantics].kept]
+        for mechanism in BUILT_IN
+        for provider in mechanism.providers
+        if provider.decode is not None and provider.decode.target == target
+    }
+    if kept:
+        assert by_position == ["q", "k", "v", *kept.pop()]
+        assert by_name == ["slopes", "scale"]
+    else:
+        assert is_call if target in calls else is_question
 
 
 def test_names_are_unique_and_semantics_known() -> None:
@@ -94,15 +110,42 @@ def test_a_missing_package_always_has_an_install_line() -> None:
             assert (provider.package is None) == (provider.install is None), provider.target
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "distribution"),
+    [
+        ("lightning2-official", "lightning-attn"),
+        ("fla-simple-gla", "fla-core"),
+        ("tfla", "mlstm-kernels"),
+        ("xformers", "xformers"),
+    ],
+)
+def test_a_library_that_is_not_here_is_named_with_its_install_line(
+    mechanism: str, distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = f"{distribution} is not installed: pip install {distribution}"
+    assert find(mechanism).provider_for("cuda") == reason
+
+
+def test_both_copies_of_flash_attention_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, copy = find("flash2").providers
+    assert find("sdpa-flash").providers == (copy,)
+    assert (package.distribution, copy.distribution) == ("flash-attn", "torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert find("flash2").provider_for("cuda") == copy
+
+
 def test_linear_mechanisms_run_without_a_gpu() -> None:
     for name in ("lightning1", "lightning2", "linear-cumsum", "linear-quadratic", "sdpa"):
         assert isinstance(find(name).provider_for("cpu"), Provider), name
 
 
 def test_importing_the_registry_imports_no_torch() -> None:
+    # A package within a package is left out: looking for it imports its parents.
     code = (
         "import sys, attnbench.registry as r; r.mechanisms(); [p.available for m in r.mechanisms().values()"
-        " for p in m.providers if p.package is None]; assert 'torch' not in sys.modules, 'torch was imported'"
+        " for p in m.providers if '.' not in (p.package or '')];"
+        " assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -121,7 +164,7 @@ def test_an_unknown_mechanism_names_the_nearest(typed: str, meant: str) -> None:
 
 
 def test_a_name_like_none_lists_them_all() -> None:
-    with pytest.raises(UserError, match=r"choose from: flash2, .*xformers"):
+    with pytest.raises(UserError, match=r"choose from: fla-simple-gla, .*xformers"):
         find("zzzz")
 
 
@@ -193,6 +236,8 @@ WHY_NOT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "value-dim": ({"max_head_dim": 64}, {"value_dim": 128}, "head dim 128 is over the limit"),
     "multiple": ({"head_dim_multiple": 48}, {}, "head dim 64 is not a multiple of 48"),
     "value-multiple": ({"head_dim_multiple": 16}, {"value_dim": 24}, "value dim 24 is not a multiple of 16"),
+    "head-dims": ({"head_dims": (32, 128)}, {}, "head dim 64 is not supported by .* (it takes 32, 128)"),
+    "value-dims": ({"head_dims": (64,)}, {"value_dim": 96}, "value dim 96 is not supported by"),
     "equal-dims": ({"equal_value_dim": True}, {"value_dim": 32}, "value dim 32 differs from head dim 64"),
     "grouped": ({}, {"kv_heads": 2}, "grouped-query heads (2 for 8) are not supported"),
     "causal": ({}, {"causal": False}, "is causal only"),
@@ -225,6 +270,36 @@ def test_a_workload_that_a_mechanism_lacks_is_unsupported(register: Register) ->
     assert isinstance(support(_case("third-party"), device="cpu"), Provider)
     reason = support(_case("third-party", workload=Workload.BWD), device="cpu")
     assert reason == "workload bwd is not defined for third-party"
+
+
+def test_decode_is_served_by_a_function_of_its_own() -> None:
+    case = _case("lightning2", workload=Workload.DECODE, dtype="fp32")
+    whole, step = find("lightning2").provider_for("cpu"), support(case, device="cpu")
+    assert isinstance(whole, Provider)
+    assert isinstance(step, Provider)
+    assert step.target == "attnbench.baselines.lightning_torch:lightning2_decode"
+    assert (whole.label.split()[-1], step.label.split()[-1]) == ("chunked", "recurrence")
+    assert (step.state_bytes, step.describe) == (
+        None,
+        None,
+    )  # what is said of whole sequences is not said of a step
+    assert whole.serving(Workload.FWD) is whole
+    assert "head dim 24 is not a multiple of 16" in str(
+        support(_case("lightning2", workload=Workload.DECODE, head_dim=24), device="cuda")
+    )
+
+
+def test_a_mechanism_without_decode_says_so() -> None:
+    case = _case("lightning1", workload=Workload.DECODE, dtype="fp32")
+    assert support(case, device="cpu") == "workload decode is not defined for lightning1"
+    with pytest.raises(ValueError, match="has no decode"):
+        _provider().serving(Workload.DECODE)
+
+
+def test_decode_is_listed_where_a_provider_has_it() -> None:
+    has = {m.name for m in BUILT_IN for p in m.providers if Workload.DECODE in m.workloads_of(p)}
+    assert {"lightning2", "flash2", "sdpa"} <= has
+    assert not {"lightning1", "linear-cumsum", "linear-quadratic", "sdpa-cudnn", "xformers"} & has
 
 
 # ---------------------------------------------------------------- entry points

@@ -228,7 +228,7 @@ def test_a_run_survives_its_workers_and_resumes(tmp_path: Path, monkeypatch: pyt
     assert "signal SIGSEGV" in killed["reason"]
     assert hung["reason"] == "no answer within 3 s: the worker was ended"
     assert spared["reason"].startswith(
-        "not attempted: batch 1, seq_len 32 is no more work and was over the limit"
+        "not attempted: batch 1, heads 2, seq_len 32 is no more work and was over the limit"
     )
     assert exited["device"] == by_case[1]["device"]
     assert exited["semantics"] == "decay-linear"
@@ -252,7 +252,7 @@ def test_a_run_survives_its_workers_and_resumes(tmp_path: Path, monkeypatch: pyt
         finished=lambda row: rows.update({row["case_id"]: row}),
     )
     assert remaining == [heavier.case_id, cases[7].case_id]
-    assert "not attempted: batch 1, seq_len 32" in rows[heavier.case_id]["reason"]
+    assert "not attempted: batch 1, heads 2, seq_len 32" in rows[heavier.case_id]["reason"]
     assert rows[cases[7].case_id]["status"] == "ok"
     assert resumed.folder.record["ceilings"] == executor.folder.record["ceilings"]  # measured once
     assert resumed.folder.record["effort"]["wall_s"] > effort["wall_s"]
@@ -282,10 +282,20 @@ def _never(**_: object) -> WorkerProcess:
         (1, 128, {}, True),  # longer, and as many tokens
         (1, 64, {}, False),  # fewer tokens
         (4, 32, {}, False),  # shorter
-        (2, 64, {"heads": 1}, False),
+        (2, 64, {"heads": 1}, False),  # fewer tokens over all heads
+        (4, 64, {"heads": 1}, True),  # as many of them
+        (1, 64, {"heads": 4}, True),
+        (4, 32, {"heads": 4}, False),  # shorter
+        (2, 64, {"heads": 4, "kv_heads": 1}, False),  # other heads to a key-value head
         (2, 64, {"workload": "bwd"}, False),
         (2, 64, {"dtype": "bf16"}, False),
         (2, 64, {"mechanism": "dawdles"}, False),
+        # a decode works on the sequences and, with a cache, on their length, never on the product alone
+        (2, 64, {"workload": "decode"}, True),
+        (2, 128, {"workload": "decode"}, True),
+        (4, 64, {"workload": "decode"}, True),
+        (1, 128, {"workload": "decode"}, False),
+        (4, 32, {"workload": "decode"}, False),
     ],
     ids=str,
 )
@@ -293,7 +303,10 @@ def test_only_heavier_cases_of_a_timeout_are_spared(
     tmp_path: Path, batch: int, seq_len: int, changes: dict[str, Any], spared: bool
 ) -> None:
     folder = _open(tmp_path / "run")
-    slow = Measurement(case=_case("sleeps", batch=2, seq_len=64), status=Status.TIMEOUT, reason="too slow")
+    workload = "decode" if changes.get("workload") == "decode" else "fwd"
+    slow = Measurement(
+        case=_case("sleeps", workload, batch=2, seq_len=64), status=Status.TIMEOUT, reason="too slow"
+    )
     measured: Seen = []
 
     class Fake(SupervisedWorker):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.baselines.contract import need_causal
+from attnbench.baselines.contract import Step, need_causal
 from attnbench.case import Case
 
 CHUNK = 128  # tokens of a block; the paper advises about the head dim, and on CPUs 128 measured fastest
@@ -36,6 +36,29 @@ def lightning2(
     need_causal(causal)
     apply: Callable[..., Tensor] = _Lightning2.apply
     return apply(q, k, v, _slopes_like(q, slopes), scale)
+
+
+def lightning2_decode(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, slopes: Tensor | None, scale: float
+) -> Step:
+    """One token by the recurrence, three torch operators and no kernel of ours; the state is updated in place.
+
+        S <- exp(-slope) S + k^T v        o = scale * q S        (arXiv 2401.04658, section 3.1)
+
+    q, k: [B, H, D], v: [B, H, E], state: fp32 [B, H, D, E], slopes: fp32 [H] or None; the step returns o [B, H, E] in
+    the dtype of v, and the state.
+    """
+    decay = None if slopes is None else torch.exp(-slopes.to(state))[:, None, None]
+
+    def step() -> tuple[Tensor, ...]:
+        query, key, value = (x.to(state.dtype) for x in (q, k, v))
+        if decay is not None:
+            state.mul_(decay)
+        state.addcmul_(key[..., :, None], value[..., None, :])
+        o = torch.matmul(query[..., None, :], state)[..., 0, :]
+        return o.mul_(scale).to(v.dtype), state
+
+    return step
 
 
 def lightning1(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attnbench.case import Accuracy, Case
-from attnbench.measure.inputs import Calls
-from attnbench.semantics import TOLERANCES, TORCH_DTYPES, Reference, Semantics
+from attnbench.measure.inputs import AnyCalls, Calls, DecodeCalls
+from attnbench.semantics import TOLERANCES, TORCH_DTYPES, Reference, Semantics, StepReference
 
 # fp64 elements per tensor that a check may use: bounds its memory and, next to the timing, its cost
 _BUDGET = {"cuda": 2**26, "cpu": 2**21}
@@ -28,12 +30,15 @@ def sampled_heads(case: Case, *, budget: int) -> Tensor:
 
     The last head of the last sequence is always among them: it has the weakest decay, so the longest memory.
     """
-    total = case.batch * case.kv_heads
     rows = min(case.seq_len, 256)  # score rows that the softmax oracle holds at once for a long case
     per_head = case.seq_len * max(case.head_dim, case.value_dim, rows) * (case.heads // case.kv_heads)
-    count = max(1, min(total, budget // per_head))
-    heads: Tensor = torch.linspace(total - 1, 0, count).round().long().unique()
-    return heads
+    return _spread(case.batch * case.kv_heads, count=budget // per_head)
+
+
+def _spread(total: int, *, count: int) -> Tensor:
+    """`count` of `total` indices, at least one and at most all, the last one always among them."""
+    chosen: Tensor = torch.linspace(total - 1, 0, max(1, min(total, count))).round().long().unique()
+    return chosen
 
 
 def poison(*, device: torch.device, like: list[tuple[torch.Size, torch.dtype]]) -> None:
@@ -53,9 +58,14 @@ def relative_error(value: Tensor, truth: Tensor, *, fallback: Tensor) -> float:
     return float(torch.linalg.vector_norm(value.double() - truth) / scale)
 
 
-def poison_outputs(case: Case, *, calls: Calls, device: torch.device) -> None:
+def poison_outputs(case: Case, *, calls: AnyCalls, device: torch.device) -> None:
     """Poison as much memory as the outputs of one call take."""
     i = calls.inputs
+    if isinstance(calls, DecodeCalls):
+        o = torch.Size((case.batch, case.heads, case.value_dim))
+        states = [(t.shape, t.dtype) for t, name in zip(i.kept, calls.names, strict=True) if name == "state"]
+        poison(device=device, like=[(o, TORCH_DTYPES[case.dtype]), *states])  # a step may return a new state
+        return
     outputs = [(torch.Size((case.batch, case.seq_len, case.heads, case.value_dim)), TORCH_DTYPES[case.dtype])]
     if i.do is not None:
         outputs += [(t.shape, t.dtype) for t in (i.q, i.k, i.v)]
@@ -86,15 +96,98 @@ def judge(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a decode step should leave behind, for some heads: indices into batch and into key/value heads."""
+
+    batch: Tensor
+    kv_head: Tensor
+    reference: StepReference
+
+
+def expect_step(case: Case, *, calls: DecodeCalls, semantics: Semantics, device: torch.device) -> Expected:
+    """The truth of the step that comes next, on as many heads as fit the budget, the last one among them.
+
+    To be asked for before the step: that changes its own inputs.
+    """
+    i = calls.inputs
+    per_head = sum(t.numel() for t in i.kept) // (case.batch * case.kv_heads)
+    pairs = _spread(case.batch * case.kv_heads, count=_BUDGET[device.type] // per_head).to(device)
+    batch, kv_head = pairs // case.kv_heads, pairs % case.kv_heads
+    reference = semantics.step_oracle(
+        _grouped(i.q, case=case)[batch, kv_head],
+        i.k[batch, kv_head],
+        i.v[batch, kv_head],
+        *(_by_heads(name, t, calls=calls)[batch, kv_head] for name, t in _kept(calls)),
+        slopes=None if i.slopes is None else i.slopes[kv_head],
+        scale=i.scale,
+    )
+    return Expected(batch=batch, kv_head=kv_head, reference=reference)
+
+
+def judge_step(case: Case, *, got: dict[str, Tensor], calls: DecodeCalls, expected: Expected) -> Verdict:
+    """Compare what one decode step left behind, as `DecodeCalls.outputs` names it, with what was expected.
+
+    What is kept of the context is held to the tolerance of fp32, whatever the case's dtype: a state is fp32, a
+    cache holds copies, and in a long context a token that got lost is less than 16-bit rounding. It has no column
+    of its own, as rel_err_o is of o alone: when it is off, the sentence says by how much. o and a state are searched
+    for unwritten elements everywhere, caches on the heads that are compared.
+    """
+    i = calls.inputs
+    o_shape = (*i.q.shape[:-1], case.value_dim)
+    model = {"o": (o_shape, i.q.dtype), **{name: (t.shape, t.dtype) for name, t in _kept(calls)}}
+    fault = next((f for name, t in got.items() if (f := _unlike(name, t, *model[name])) is not None), None)
+    if fault is not None:
+        return Verdict(accuracy=Accuracy(), fault=fault)
+    o = _grouped(got["o"], case=case)[expected.batch, expected.kv_head]
+    error = relative_error(o, expected.reference.o, fallback=i.v)
+    wrong = []
+    if not error <= TOLERANCES[case.dtype]:
+        wrong.append(f"o is off by {error:.2e} ({case.dtype} allows {TOLERANCES[case.dtype]:g})")
+    for name, truth in zip(calls.names, expected.reference.kept, strict=True):
+        value = _by_heads(name, got[name], calls=calls)[expected.batch, expected.kv_head]
+        off = relative_error(value, truth, fallback=i.k)
+        if not off <= TOLERANCES["fp32"]:
+            wrong.append(f"{name} is off by {off:.2e} (fp32 allows {TOLERANCES['fp32']:g})")
+    wrong += [
+        f"{name} has unwritten or non-finite elements"
+        for name in got
+        if name in ("o", "state") and not bool(torch.isfinite(got[name]).all())
+    ]
+    return Verdict(
+        accuracy=Accuracy(rel_err_o=error if math.isfinite(error) else None),
+        fault=f"{', '.join(wrong)}, relative to the fp64 oracle" if wrong else None,
+    )
+
+
+def _kept(calls: DecodeCalls) -> Iterable[tuple[str, Tensor]]:
+    return zip(calls.names, calls.inputs.kept, strict=True)
+
+
+def _by_heads(name: str, tensor: Tensor, *, calls: DecodeCalls) -> Tensor:
+    """A view as [B, H, ...]: caches have the layout, a state has always its heads there."""
+    return tensor if name == "state" else calls.inputs.by_heads(tensor)
+
+
+def _grouped(token: Tensor, *, case: Case) -> Tensor:
+    """q or o, [B, H, ...], as [B, KV, H / KV, ...]: the query heads that share a key/value head beside each other."""
+    return token.reshape(case.batch, case.kv_heads, -1, token.shape[-1])
+
+
 def _malformed(got: dict[str, Tensor], *, case: Case, calls: Calls) -> str | None:
     """The first output whose shape or dtype is not what its input's is."""
     i = calls.inputs
     model = {"o": (*i.q.shape[:-1], case.value_dim), "dq": i.q.shape, "dk": i.k.shape, "dv": i.v.shape}
-    for name, tensor in got.items():
-        if tensor.shape != model[name]:
-            return f"{name} has shape {list(tensor.shape)}, expected {list(model[name])}"
-        if tensor.dtype != i.q.dtype:
-            return f"{name} is {tensor.dtype}, expected {i.q.dtype}"
+    faults = (_unlike(name, tensor, model[name], i.q.dtype) for name, tensor in got.items())
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _unlike(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
+    """How a tensor differs from the shape and dtype that it should have."""
+    if tensor.shape != shape:
+        return f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
+    if tensor.dtype != dtype:
+        return f"{name} is {tensor.dtype}, expected {dtype}"
     return None
 
 

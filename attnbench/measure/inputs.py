@@ -11,14 +11,18 @@ from torch import Tensor
 
 from attnbench.case import Case, Workload
 from attnbench.registry import Layout, Provider
-from attnbench.semantics import TORCH_DTYPES, Semantics
+from attnbench.semantics import KEPT, TORCH_DTYPES, Semantics, state_deviation
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a mechanism is given: q, k, v and do in its native layout, slopes fp32 [H] or None, the scale."""
+    """What a mechanism is given: q, k, v and do in its native layout, slopes fp32 [H] or None, the scale.
+
+    Of a decode, q, k: [B, H, D] and v: [B, H, E] are the new token, and `kept` is what is kept of its context, as
+    `attnbench.registry` describes it.
+    """
 
     q: Tensor
     k: Tensor
@@ -28,10 +32,12 @@ class Inputs:
     scale: float
     causal: bool
     layout: Layout
+    kept: tuple[Tensor, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(t for t in (self.q, self.k, self.v, self.do, self.slopes) if t is not None)
+        given = (self.q, self.k, self.v, self.do, self.slopes, *self.kept)
+        return tuple(t for t in given if t is not None)
 
     def by_heads(self, tensor: Tensor) -> Tensor:
         """A view as [B, H, N, ...], whatever the layout."""
@@ -42,21 +48,48 @@ def build(case: Case, *, semantics: Semantics, layout: Layout, device: torch.dev
     """Random normal inputs of a case, allocated in the mechanism's own layout.
 
     q, k, v require gradients when the workload has a backward. The seed and the case's name fix the values.
+
+    A decode finds its context as seq_len - 1 tokens would leave it: a state of random normal entries with the
+    deviation that so many random tokens give (`semantics.state_deviation`), or caches of random normal rows. The
+    caches' last row, the new token's, is NaN: a step that does not write it shows.
     """
     generator = torch.Generator(device=device).manual_seed(seed + zlib.crc32(case.case_id.encode()))
     dtype = TORCH_DTYPES[case.dtype]
     needs_grad = case.workload.has_backward
 
+    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+    def sequence(heads: int, width: int) -> Tensor:
+        rows = (heads, case.seq_len) if layout == "BHND" else (case.seq_len, heads)
+        return random(case.batch, *rows, width)
+
     def normal(heads: int, width: int, *, requires_grad: bool) -> Tensor:
-        shape = (
-            (case.batch, heads, case.seq_len, width)
-            if layout == "BHND"
-            else (case.batch, case.seq_len, heads, width)
-        )
-        tensor = torch.randn(shape, dtype=dtype, device=device, generator=generator)
-        return tensor.requires_grad_(requires_grad)
+        return sequence(heads, width).requires_grad_(requires_grad)
+
+    def state() -> Tensor:
+        deviation = state_deviation(case.seq_len - 1, slopes=slopes, heads=case.heads)
+        entries = random(case.batch, case.heads, case.head_dim, case.value_dim, dtype=torch.float32)
+        return entries.mul_(deviation.to(entries)[:, None, None])
+
+    def cache(width: int) -> Tensor:
+        rows = sequence(case.kv_heads, width)
+        rows.select(2 if layout == "BHND" else 1, -1).fill_(float("nan"))
+        return rows
 
     slopes = semantics.slopes(case.heads)
+    if case.workload is Workload.DECODE:
+        return Inputs(
+            q=random(case.batch, case.heads, case.head_dim),
+            k=random(case.batch, case.kv_heads, case.head_dim),
+            v=random(case.batch, case.kv_heads, case.value_dim),
+            do=None,
+            slopes=None if slopes is None else slopes.to(device),
+            scale=semantics.scale(case.head_dim),
+            causal=case.causal,
+            layout=layout,
+            kept=(state(),) if semantics.kept == "state" else (cache(case.head_dim), cache(case.value_dim)),
+        )
     return Inputs(
         q=normal(case.heads, case.head_dim, requires_grad=needs_grad),
         k=normal(case.kv_heads, case.head_dim, requires_grad=needs_grad),
@@ -109,10 +142,46 @@ class Calls:
         return lambda: self.gradients(self.forward(), keep=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeCalls:
+    """A decode step of a mechanism on given inputs.
+
+    A step that updates a state in place goes on from what the call before it left, with the same token: with decay
+    the state stays bounded, without it grows with the number of calls, which is far from where fp32 ends. A step
+    that returns a new state, or writes the token's row of a cache, does the same again.
+    """
+
+    inputs: Inputs
+    step: Callable[[], tuple[Tensor, ...]]
+    names: tuple[str, ...]  # of what is kept
+
+    def inference(self) -> tuple[Tensor, ...]:
+        """o [B, H, E], and what is kept of the context after the token."""
+        with torch.no_grad():
+            return self.step()
+
+    def outputs(self) -> dict[str, Tensor]:
+        """One step: o, and what is kept by its name."""
+        return dict(zip(("o", *self.names), self.inference(), strict=True))
+
+    def timed(self, workload: Workload) -> Callable[[], object]:
+        """The step."""
+        return self.inference
+
+
+AnyCalls = Calls | DecodeCalls
+
+
 def prepare(
     case: Case, *, provider: Provider, semantics: Semantics, device: torch.device, seed: int
-) -> Calls:
-    """Import the provider and build a case's inputs."""
+) -> AnyCalls:
+    """Import the provider, build a case's inputs and, for a decode, get its step ready.
+
+    `provider` is as `registry.support` returns it for the case.
+    """
     target = provider.load()
     inputs = build(case, semantics=semantics, layout=provider.layout, device=device, seed=seed)
-    return Calls(inputs=inputs, target=target)
+    if case.workload is not Workload.DECODE:
+        return Calls(inputs=inputs, target=target)
+    step = target(inputs.q, inputs.k, inputs.v, *inputs.kept, slopes=inputs.slopes, scale=inputs.scale)
+    return DecodeCalls(inputs=inputs, step=step, names=KEPT[semantics.kept])

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attnbench.case import Case, Memory, Workload
-from attnbench.measure.inputs import Calls
+from attnbench.measure.inputs import AnyCalls, DecodeCalls
 
 
 class Meter(Interface):
@@ -110,30 +110,33 @@ def open_meter(device: torch.device) -> Iterator[Meter]:
 
 
 def memory_pass(
-    case: Case, *, prepare: Callable[[], Calls], device: torch.device, state_bytes: int | None
+    case: Case, *, prepare: Callable[[], AnyCalls], device: torch.device, state_bytes: int | None
 ) -> Memory:
     """Run a case once and account for its bytes.
 
     saved_bytes: alive between forward and backward and no input, the output o included. workspace_bytes: the
     peak less inputs, outputs, saved and recurrent state. `state_bytes` is the provider's own statement (None:
-    unknown, then counted as workspace).
+    unknown, then counted as workspace). What a decode keeps of its context is an input; a state that it returns
+    beside the one it was given is an output.
     """
     with open_meter(device) as meter:
         calls = prepare()
         inputs = meter.alive()
         meter.reset()
         saved = 0
-        held: Any
-        if case.workload is Workload.FWD:
-            held = calls.inference()
+        results: tuple[Tensor, ...]
+        if isinstance(calls, DecodeCalls):
+            given = {t.untyped_storage().data_ptr() for t in calls.inputs.kept}
+            results = tuple(t for t in calls.inference() if t.untyped_storage().data_ptr() not in given)
+        elif case.workload is Workload.FWD:
+            results = (calls.inference(),)
         else:
             o = calls.forward()
             saved = meter.alive() - inputs
             if case.workload is Workload.BWD:
                 meter.reset()
-            held = (o, calls.gradients(o, keep=False))
+            results = calls.gradients(o, keep=False)
         peak, reserved = meter.peak(), meter.reserved()
-        results = (held,) if isinstance(held, Tensor) else held[1]
         outputs = sum(t.untyped_storage().nbytes() for t in results)
     rest = peak - inputs - outputs - saved - (state_bytes or 0)
     return Memory(

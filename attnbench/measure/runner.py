@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.case import Cache, Case, Launch, Measurement, Protocol, Status, Timing
-from attnbench.measure.accuracy import judge, poison_outputs
+from attnbench.case import Cache, Case, Launch, Measurement, Protocol, Status, Timing, Workload
+from attnbench.measure.accuracy import expect_step, judge, judge_step, poison_outputs
 from attnbench.measure.ceilings import Ceilings
 from attnbench.measure.clock import Call, Clock, Phases, open_clock, timestamp
 from attnbench.measure.environment import device_name
-from attnbench.measure.inputs import Calls, prepare
+from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare
 from attnbench.measure.memory import memory_pass
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
 from attnbench.measure.telemetry import Recorder, nvml_handle
 from attnbench.measure.trace import kernel_names, missing_kernel
 from attnbench.registry import Mechanism, Provider, find, load_target, support
-from attnbench.semantics import SEMANTICS, minimal_bytes, useful_flops
+from attnbench.semantics import SEMANTICS, minimal_bytes, step_bytes, step_flops, useful_flops
 
 _HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
@@ -106,7 +106,7 @@ class _Bench:
     def case(self) -> Case:
         return self.blank.case
 
-    def prepare(self) -> Calls:
+    def prepare(self) -> AnyCalls:
         return prepare(
             self.case,
             provider=self.provider,
@@ -121,16 +121,22 @@ class _Bench:
             calls = self.prepare()
         return self._first_call(calls, clock=open_clock(device=self.device, cache=Cache.HOT))
 
-    def _first_call(self, calls: Calls, *, clock: Clock) -> Measurement:
+    def _first_call(self, calls: AnyCalls, *, clock: Clock) -> Measurement:
         """The first call, timed by itself, and the verdict on what it put out."""
+        case, device, semantics = self.case, self.device, SEMANTICS[self.mechanism.semantics]
+        with self.phases("verify"):
+            if isinstance(calls, DecodeCalls):  # before the step, which changes its own inputs
+                expected = expect_step(case, calls=calls, semantics=semantics, device=device)
         with self.phases("build"):
-            poison_outputs(self.case, calls=calls, device=self.device)
+            poison_outputs(case, calls=calls, device=device)
         got: dict[str, Tensor] = {}
         with self.phases("first-call"):
             first_call_ms = clock.once(lambda: got.update(calls.outputs()))
         with self.phases("verify"):
-            semantics = SEMANTICS[self.mechanism.semantics]
-            verdict = judge(self.case, got=got, calls=calls, semantics=semantics, device=self.device)
+            if isinstance(calls, DecodeCalls):
+                verdict = judge_step(case, got=got, calls=calls, expected=expected)
+            else:
+                verdict = judge(case, got=got, calls=calls, semantics=semantics, device=device)
         return replace(
             self.blank,
             status=Status.OK if verdict.fault is None else Status.INCORRECT,
@@ -179,8 +185,8 @@ class _Bench:
         )
 
     def _state_bytes(self) -> int | None:
-        """A quadratic mechanism carries no state; of the others only the provider knows."""
-        if self.mechanism.cost == "N^2":
+        """A quadratic mechanism carries no state, a decode's is an input; of the others only the provider knows."""
+        if self.mechanism.cost == "N^2" or self.case.workload is Workload.DECODE:
             return 0
         states: int | None = self._asked(self.provider.state_bytes)
         return states
@@ -204,8 +210,12 @@ def _launched(call: Call, *, launch: Launch) -> Call:
 
 
 def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, Any]:
-    flops = useful_flops(case, cost=mechanism.cost)
-    moved = minimal_bytes(case)
+    flops: float
+    if case.workload is Workload.DECODE:
+        kept = SEMANTICS[mechanism.semantics].kept
+        flops, moved = step_flops(case, kept=kept), step_bytes(case, kept=kept)
+    else:
+        flops, moved = useful_flops(case, cost=mechanism.cost), minimal_bytes(case)
     seconds = timing.median_ms * 1e-3
     bound = None if ceilings is None else ceilings.bound_ms(case, flops=flops, moved_bytes=moved)
     return {

@@ -28,9 +28,16 @@ def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[s
 
 
 def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
+    names = _profiled(call, device=device)
+    # Where other processes profile too, the profiler may come back with nothing; a call that launches nothing
+    # does so twice.
+    return names or _profiled(call, device=device)
+
+
+def _profiled(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
     # Left attached, the profiler slows later launches (DESIGN.md has what was seen of it).
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         call()
         torch.cuda.synchronize(device)
     events = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
