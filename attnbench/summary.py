@@ -17,6 +17,7 @@ from rich.text import Text
 
 from attnbench.case import Status
 from attnbench.curves import Crossover, Curve, Group, crossovers, curves, flatness, groups, slope
+from attnbench.shapes import Standings, lists_shapes, standings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ _WORDS = {
     Status.ERROR: "error",
     Status.INCORRECT: "wrong output",
 }
-_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward"}
+_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward", "decode": "Decode"}
 _DETAILED = 4  # up to so many sections, each gets its tables
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
@@ -128,6 +129,7 @@ class Summary:
     devices: tuple[str, ...]
     statuses: dict[str, int]
     sections: tuple[Section, ...]
+    standings: tuple[Standings, ...]  # of a sweep whose shapes are listed one by one
     missing: tuple[Missing, ...]  # without the incorrect ones
     incorrect: tuple[Missing, ...]
     warnings: tuple[str, ...]
@@ -146,6 +148,7 @@ def summarize_run(frame: pd.DataFrame) -> Summary:
         devices=tuple(sorted({str(device) for device in frame["device"].dropna()})),
         statuses=dict(sorted(Counter(str(status) for status in frame["status"]).items())),
         sections=tuple(_sections(found)),
+        standings=standings(frame) if lists_shapes(frame) else (),
         missing=tuple(each for each in missing if each.status != Status.INCORRECT),
         incorrect=tuple(each for each in missing if each.status == Status.INCORRECT),
         warnings=(*_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found)),
@@ -162,6 +165,10 @@ def sentences(summary: Summary) -> list[str]:
     said = [f"INCORRECT: {each.sentence()}." for each in summary.incorrect]
     for section in summary.sections:
         said += [f"{_heading(section)}: {text}." for text in _findings(section)]
+    said += [
+        f"{_WORKLOADS.get(each.workload, each.workload)}: {_standing_words(each)}"
+        for each in summary.standings
+    ]
     said += [f"Not measured: {each.sentence()}." for each in summary.missing]
     said += [f"Warning: {text}." for text in summary.warnings]
     return [*said, closing(summary)]
@@ -182,15 +189,23 @@ def render(summary: Summary, console: Console, *, detail: bool | None = None) ->
     """Print the summary: tables, then sentences.
 
     detail: the tables of every section, one line for each length; otherwise one line for each section. By
-    default the former for up to four sections.
+    default the former for up to four sections, and neither for a sweep whose shapes are listed one by one.
     """
+    for each in summary.standings:
+        _render_standings(each, console)
     detailed = len(summary.sections) <= _DETAILED if detail is None else detail
+    if summary.standings and detail is None:
+        return _render_rest(summary, console)
     for section in summary.sections if detailed else ():
         _render_section(section, console)
     if not detailed:
         for workload, same in groupby(summary.sections, key=lambda section: section.workload):
             console.print(_overview(workload, tuple(same)))
             _say(console)
+    return _render_rest(summary, console)
+
+
+def _render_rest(summary: Summary, console: Console) -> None:
     for each in summary.incorrect:
         _say(console, f"INCORRECT: {each.sentence()}.", style="bold red")
     if summary.missing:
@@ -483,6 +498,42 @@ def _render_section(section: Section, console: Console) -> None:
     for text in (*_crossing_words(section), *_energy_words(section)):
         _say(console, f"{text[0].upper()}{text[1:]}." if text.startswith("energy") else f"{text}.")
     _say(console)
+
+
+def _render_standings(found: Standings, console: Console) -> None:
+    title = f"{_WORKLOADS.get(found.workload, found.workload)}, {_count(found.shapes, 'shape')}"
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    for name in (
+        "mechanism",
+        "shapes",
+        "of its bound",
+        "at the worst",
+        "which is",
+        f"over {found.reference}",
+    ):
+        table.add_column(name, justify="left" if name in ("mechanism", "which is") else "right")
+    for each in found.standings:
+        share = "" if each.share is None else f"{each.share:.0%}"
+        worst = "" if each.worst_share is None else f"{each.worst_share:.0%}"
+        times = ""
+        if each.times is not None and each is not found.standings[0]:
+            assert each.least_times is not None
+            assert each.most_times is not None
+            times = f"{_factor(each.times)} ({_factor(each.least_times)} to {_factor(each.most_times)})"
+        cells = (each.mechanism, str(each.shapes), share, worst, each.worst_at or "", times)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    _say(console, _standing_words(found))
+    _say(console)
+
+
+def _standing_words(found: Standings) -> str:
+    """Who is fastest, and how near to its bound; means are geometric."""
+    first = found.standings[0]
+    bound = ""
+    if first.share is not None:
+        bound = f"; it reaches {first.share:.0%} of its bound, {first.worst_share:.0%} at worst ({first.worst_at})"
+    return f"{first.mechanism} is fastest at {first.fastest} of {_count(found.shapes, 'shape')}{bound}."
 
 
 def _flatness_table(section: Section) -> Table:

@@ -101,6 +101,20 @@ def test_flatness_in_words() -> None:
     assert expected in said(*crossing())
 
 
+def test_decode_in_words() -> None:
+    """A state costs the same at any context, a cache what it holds; tokens/s are of the new tokens alone."""
+    flat = [row("lightning2", n, 0.02, workload="decode", batch=4) for n in (1024, 4096, 16384)]
+    steep = [row("flash2", n, 0.01 * n / 1024, workload="decode", batch=4) for n in (1024, 4096, 16384)]
+    text = said(*flat, *steep)
+    assert (
+        "Decode, batch 4, 16 heads, head dim 128, bf16, causal, NVIDIA H200: flash2 is fastest at 1,024"
+        in text
+    )
+    assert "lightning2 overtakes flash2 between 1,024 and 4,096 tokens (about 2,000)." in text
+    assert "lightning2 is the flattest: its tokens/s stay within a factor of 1.00 (200 k tokens/s at" in text
+    assert "Decode, batch 4" in printed(*flat, *steep)
+
+
 def test_what_was_not_measured() -> None:
     oom = [
         row("linear-cumsum", n, status="oom", reason=f"tried to allocate {n} GiB")

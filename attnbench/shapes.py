@@ -1,0 +1,127 @@
+"""Mechanisms over a list of shapes: how near to its bound each one comes, and how far from the fastest.
+
+For sweeps whose shapes are listed one by one, where nothing varies along a line and curves have single points. Pure
+functions on the frame that `store.load_results` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from attnbench.case import Status
+from attnbench.curves import length_label
+
+_SHAPE = ["batch", "heads", "seq_len", "head_dim", "value_dim", "kv_heads", "dtype", "causal", "device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One mechanism over the shapes that it has a time for; means are geometric.
+
+    share: of the bound that applies, as the column `roofline`; None where the ceilings are unknown. times: its time
+    over the reference's, at the shapes that both have; None for a mechanism that shares none with it.
+    """
+
+    mechanism: str
+    shapes: int
+    fastest: int  # at so many of them
+    share: float | None
+    worst_share: float | None
+    worst_at: str | None
+    times: float | None
+    least_times: float | None
+    most_times: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standings:
+    """All mechanisms of one workload, the reference first: the one that is fastest at the most shapes."""
+
+    workload: str
+    shapes: int
+    standings: tuple[Standing, ...]
+
+    @property
+    def reference(self) -> str:
+        return self.standings[0].mechanism
+
+
+def lists_shapes(frame: pd.DataFrame) -> bool:
+    """Were the shapes of all the runs listed one by one?"""
+    records = [record for run, record in frame.attrs.get("runs", {}).items() if run in set(frame["run_id"])]
+    axes = [(record.get("sweep") or {}).get("axes") or {} for record in records]
+    return bool(axes) and all("shapes" in each for each in axes)
+
+
+def standings(frame: pd.DataFrame) -> tuple[Standings, ...]:
+    """The standings of every workload that has a time; several runs of one case count with their median."""
+    timed = frame[(frame["status"] == Status.OK) & frame["median_ms"].notna()]
+    return tuple(
+        _standings(timed[timed["workload"] == workload], workload=str(workload))
+        for workload in dict.fromkeys(timed["workload"])
+    )
+
+
+def _standings(timed: pd.DataFrame, *, workload: str) -> Standings:
+    labels = timed.apply(_label, axis=1)
+    keys = [timed[name].astype(str) for name in _SHAPE]
+    by = [*keys, labels.rename("label"), timed["mechanism"]]
+    # One row a shape, one column a mechanism; the label, which says less than the shape, is the last of the keys.
+    times = timed["median_ms"].groupby(by, sort=False).median().unstack("mechanism")
+    shares = timed["roofline"].astype(float).groupby(by, sort=False).median().unstack("mechanism")
+    wins = times.idxmin(axis=1).value_counts()
+    order = sorted(times.columns, key=lambda name: (-int(wins.get(name, 0)), str(name)))
+    reference = times[order[0]]
+    found = [
+        _standing(
+            str(name),
+            times=times[name],
+            shares=shares[name],
+            reference=reference,
+            fastest=int(wins.get(name, 0)),
+        )
+        for name in order
+    ]
+    first, *others = found
+    others.sort(key=lambda each: (each.times is None, each.times, each.mechanism))
+    return Standings(workload=workload, shapes=len(times), standings=(first, *others))
+
+
+def _standing(
+    mechanism: str,
+    *,
+    times: pd.Series[float],
+    shares: pd.Series[float],
+    reference: pd.Series[float],
+    fastest: int,
+) -> Standing:
+    known = shares.dropna()
+    ratios = (times / reference).dropna()
+    return Standing(
+        mechanism=mechanism,
+        shapes=int(times.notna().sum()),
+        fastest=fastest,
+        share=_geometric(known),
+        worst_share=float(known.min()) if len(known) else None,
+        worst_at=str(known.index[int(known.to_numpy().argmin())][-1]) if len(known) else None,
+        times=_geometric(ratios),
+        least_times=float(ratios.min()) if len(ratios) else None,
+        most_times=float(ratios.max()) if len(ratios) else None,
+    )
+
+
+def _geometric(values: Iterable[float]) -> float | None:
+    logs = [float(np.log(value)) for value in values]
+    return float(np.exp(np.mean(logs))) if logs else None
+
+
+def _label(row: pd.Series[float]) -> str:
+    """`B4 H16 N8k D128`; what is usual is left out."""
+    value = f" E{row['value_dim']}" if row["value_dim"] != row["head_dim"] else ""
+    kv = f" KV{row['kv_heads']}" if row["kv_heads"] != row["heads"] else ""
+    size = length_label(int(row["seq_len"]))
+    return f"B{row['batch']} H{row['heads']}{kv} N{size} D{row['head_dim']}{value}"
