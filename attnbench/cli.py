@@ -100,6 +100,7 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
     for mechanism in mechanisms().values():
         provider = mechanism.provider_for(kind)
         missing = isinstance(provider, str)
+        workloads = mechanism.workloads if isinstance(provider, str) else mechanism.workloads_of(provider)
         rows.append(
             {
                 "mechanism": mechanism.name,
@@ -109,7 +110,7 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
                 else None,
                 "summary": mechanism.summary,
                 "cost": mechanism.cost,
-                "workloads": [str(w) for w in mechanism.workloads],
+                "workloads": [str(w) for w in workloads],
                 "dtypes": None if isinstance(provider, str) else list(provider.dtypes),
                 "provider": None if isinstance(provider, str) else provider.label,
                 "why_not": provider if missing else None,
@@ -123,7 +124,9 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
     console = _console()
     table = Table(title=f"Mechanisms on {kind}", title_justify="left")
     for name in ("mechanism", "semantics", "cost", "workloads", "dtypes", "provider here, or why not"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("mechanism", "semantics"))
+        # Workloads in two lines, so that the reasons have room.
+        width = len("fwd bwd fwd-bwd") if name == "workloads" else None
+        table.add_column(name, overflow="fold", no_wrap=name in ("mechanism", "semantics"), max_width=width)
     for row in rows:
         table.add_row(
             row["mechanism"],
@@ -143,7 +146,9 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
     mechanism: Mechanisms = None,
-    workload: Annotated[list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd.")] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd, decode.")
+    ] = None,
     seq_len: SeqLens = None,
     batch: Annotated[list[str] | None, typer.Option("--batch", help="Sequences per call.")] = None,
     tokens: Annotated[
@@ -315,6 +320,7 @@ def verify(
 ) -> None:
     """Check every mechanism against its fp64 oracle, in o, dq, dk and dv, over dtypes and odd shapes.
 
+    A mechanism that decodes is checked in that too: o, and what it keeps of the context.
     Exit code 1 if one is wrong, 3 if none could be checked.
     """
     import dataclasses
@@ -337,7 +343,7 @@ def verify(
         widths = parse_sizes(head_dim, axis="--head-dim")
         values = parse_sizes(value_dim, axis="--value-dim") if value_dim else None
         dims = tuple((d, e) for d in widths for e in (values or (d,)))
-    cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims)
+    cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
     with ticking(_console(stderr=True), total=len(cases)) as ticker:
         found = verification.verify(cases, device=kind, seed=seed, finished=ticker.finished)
     if json_:
@@ -368,6 +374,72 @@ def _print_findings(found: list[Any]) -> None:
             console.print(_plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
         for fault in f.faults:
             console.print(_plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
+
+
+@app.command(epilog=_example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
+def tune(
+    kernel: Annotated[
+        list[str] | None, typer.Argument(help="lightning2 or lightning1; default: lightning2.")
+    ] = None,
+    dtype: Dtypes = None,
+    head_dim: Annotated[
+        list[str] | None, typer.Option("--head-dim", help="Channels per head; default: 64,128,256.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            help="BATCHxHEADSxSEQ_LEN to time; default: 8x16x8k,1x16x32k; rows of 3 programs also 16x16x8k.",
+        ),
+    ] = None,
+    time_budget: Annotated[
+        float, typer.Option("--time-budget", help="Seconds from the first compiler to the last check.")
+    ] = 120.0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Compile and check so many at a time.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The table; candidates go beside it. Default: tuned-<device>.toml."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the candidates and measure nothing.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Find launch configurations for this GPU: check each against fp64, time the right ones, write a table.
+
+    ATTNBENCH_CONFIGS=table.toml makes every other command use the table. Exit code 3 if nothing was admitted.
+    """
+    from attnbench.tuning import command
+
+    request = command.request(
+        kernels=kernel,
+        dtypes=dtype,
+        head_dims=head_dim,
+        shapes=shape,
+        budget_s=time_budget,
+        processes=processes,
+    )
+    if dry_run:
+        lines = command.candidate_lines(request)
+        print(json.dumps(lines, indent=1) if json_ else "\n".join(lines))
+        print(f"{len(lines)} candidates; nothing was measured", file=sys.stderr)
+        return
+    outcome = command.tune(
+        request,
+        out=out,
+        words=sys.argv[1:],
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if json_:
+        print(json.dumps({"table": str(outcome.table), "rows": outcome.rows}, indent=1))
+    else:
+        print("\n".join(outcome.sentences))
+        print(f"\nTable: {outcome.table} (try it: {command.VARIABLE}={shlex.quote(str(outcome.table))})")
+        print(f"Candidates: {outcome.candidates}")
+    if not outcome.admitted:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 @app.command(epilog=_example("attnbench env --json"))

@@ -89,6 +89,20 @@ def test_one_batch_of_one_length_is_no_constant_token_sweep() -> None:
     assert (only.group.batch, only.group.tokens) == (1, None)
 
 
+def test_a_decode_puts_out_one_token_of_each_sequence() -> None:
+    (only,) = curves(frame(*(row(batch=4, seq_len=n, ms=0.01, workload="decode") for n in (256, 1024))))
+    assert (only.group.batch, only.group.tokens, only.group.context) == (4, None, None)
+    assert only.tokens_per_s.tolist() == pytest.approx([400e3, 400e3])
+
+
+def test_constant_tokens_of_a_decode_are_its_context() -> None:
+    rows = [row(batch=1024 // n, seq_len=n, ms=0.01, workload="decode") for n in (256, 512, 1024)]
+    (only,) = curves(frame(*rows))
+    assert (only.group.batch, only.group.tokens, only.group.context) == (None, None, 1024)
+    assert only.tokens_per_s.tolist() == pytest.approx([400e3, 200e3, 100e3])
+    assert "1k tokens of context a call" in only.group.label()
+
+
 def test_each_run_keeps_its_mode() -> None:
     constant = [row(batch=1024 // n, seq_len=n, run_id="constant") for n in (256, 512, 1024)]
     grid = [row(batch=2, seq_len=n, run_id="grid") for n in (256, 512, 1024)]

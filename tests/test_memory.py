@@ -166,7 +166,7 @@ def test_lightning2_workspace_does_not_grow_with_length() -> None:
 
 
 def test_the_parts_add_up_to_the_peak() -> None:
-    for workload in Workload:
+    for workload in (Workload.FWD, Workload.BWD, Workload.FWD_BWD):
         m = _memory("lightning2", workload, state_bytes=1000)
         parts = (m.input_bytes, m.output_bytes, m.saved_bytes, m.state_bytes, m.workspace_bytes)
         assert sum(part or 0 for part in parts) == m.peak_bytes, workload

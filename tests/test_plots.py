@@ -81,6 +81,13 @@ def test_files_in_order(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
+def test_decode_is_named(tmp_path: Path) -> None:
+    text = drawn(tmp_path, *sweep(workload="decode", batch=4))
+    assert "Decode: speed against sequence length" in text
+    assert "batch 4" in text
+    assert (tmp_path / "tokens-per-s.decode.svg").is_file()
+
+
 def test_formats(tmp_path: Path) -> None:
     paths = plot_run(frame(row("a", 512, 1.0)), tmp_path, formats=("png", "svg", "pdf"))
     assert [path.suffix for path in paths[:3]] == [".png", ".svg", ".pdf"]

@@ -20,20 +20,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORDED = sorted((ROOT / "results").glob("**/*.parquet"))
 
 
-def _shown() -> list[str]:
-    """The lines that README shows below its second prompt."""
-    block = README.split("attnbench plot results/h200/constant-speed.parquet", 1)[1].split("\n\n", 1)[0]
+def _shown(file: str) -> list[str]:
+    """The lines that README shows below the prompt that plots a recorded run."""
+    block = README.split(f"$ attnbench plot {file}", 1)[1].split("\n\n", 1)[0]
     return [line.strip() for line in block.splitlines()[1:]]
 
 
-def test_readme_shows_what_the_command_prints() -> None:
+@pytest.mark.parametrize("name", ["constant-speed", "kernels"])
+def test_readme_shows_what_the_command_prints(name: str) -> None:
+    file = f"results/h200/{name}.parquet"
     text = io.StringIO()
-    summary.render(
-        summary.summarize_run(load_results(ROOT / "results/h200/constant-speed.parquet")),
-        Console(file=text, width=110),
-    )
+    summary.render(summary.summarize_run(load_results(ROOT / file)), Console(file=text, width=110))
     printed = [line.strip() for line in text.getvalue().splitlines()]
-    shown = [line for line in _shown() if line != "..."]
+    shown = [line for line in _shown(file) if line != "..."]
     assert len(shown) > 10
     assert [line for line in shown if line not in printed] == []
 
