@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.resources
 import itertools
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -237,7 +238,9 @@ def _fault(name: str, value: object) -> str | None:
     """What a field must be, if it is not."""
     if name == "chunk_us":
         times = value if isinstance(value, list) else [None]
-        good = all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in times)
+        good = all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < math.inf for x in times
+        )
         return None if good else "a list of positive microseconds"
     number = value if isinstance(value, int) and not isinstance(value, bool) else 0
     power = number > 0 and number & (number - 1) == 0

@@ -48,12 +48,16 @@ def _head_dim(name: str, x: Traits) -> None:
         raise ValueError(f"the last dim of {name} must be a multiple of 16 from 16 to {_MAX_DIM}, got {dim}")
 
 
-def qkv(function: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, layout: str) -> None:
-    """Rejects q, k, v that do not agree. layout: the leading dims, `B, H, N` or `B, H`."""
+def qkv(
+    function: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, layout: str
+) -> tuple[Traits, Traits, Traits]:
+    """Rejects q, k, v that do not agree; returns their traits. layout: the leading dims, `B, H, N` or `B, H`."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         tensor(name, x)
     runnable(function, "q", q)
-    _qkv(traits(q), traits(k), traits(v), layout)
+    found = traits(q), traits(k), traits(v)
+    _qkv(*found, layout)
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -85,15 +89,31 @@ def _qkv(q: Traits, k: Traits, v: Traits, layout: str) -> None:
             raise ValueError(f"the last dim of {name} must have stride 1, got the strides {list(x.strides)}")
 
 
-def state(name: str, x: torch.Tensor, q: torch.Tensor, v: torch.Tensor) -> None:
-    """Rejects what is not an fp32 state [B, H, D, E] for these q and v."""
+def state(name: str, x: torch.Tensor, q: Traits, v: Traits, *, updatable: bool = False) -> Traits:
+    """Rejects what is not an fp32 state [B, H, D, E] for these q and v; returns its traits.
+
+    updatable: a kernel writes to it in place, so its last dim must have stride 1, and no heads may share memory.
+    """
     tensor(name, x)
+    found = traits(x)
+    _state(name, found, q, v, updatable)
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _state(name: str, x: Traits, q: Traits, v: Traits, updatable: bool) -> None:
     expected = [q.shape[0], q.shape[1], q.shape[-1], v.shape[-1]]
     if list(x.shape) != expected:
         raise ValueError(f"{name} must have the shape [B, H, D, E] = {expected}, got {_shape(x)}")
     if x.dtype != torch.float32:
         raise TypeError(f"{name} must be float32, got {x.dtype}")
     same_device(name, x, q)
+    if not updatable:
+        return
+    if x.strides[-1] != 1:
+        raise ValueError(f"the last dim of {name} must have stride 1, got the strides {list(x.strides)}")
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.strides, strict=True)):
+        raise ValueError(f"{name} must not be an expanded tensor, got the strides {list(x.strides)}")
 
 
 def _slope_values(x: torch.Tensor) -> tuple[float, ...]:
@@ -147,14 +167,6 @@ def segments(x: int | None) -> None:
     """Rejects a number of segments that no launch can have."""
     if x is not None and not 1 <= x <= MAX_SEGMENTS:
         raise ValueError(f"segments must be from 1 to {MAX_SEGMENTS}, or None, got {x}")
-
-
-def updatable_state(x: torch.Tensor) -> None:
-    """Rejects a state that a kernel cannot update in place: strided last dim, or heads that share memory."""
-    if x.stride(-1) != 1:
-        raise ValueError(f"the last dim of state must have stride 1, got the strides {list(x.stride())}")
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        raise ValueError(f"state must not be an expanded tensor, got the strides {list(x.stride())}")
 
 
 def no_gradient(function: str, **tensors: torch.Tensor) -> None:

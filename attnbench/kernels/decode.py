@@ -118,15 +118,12 @@ def lightning_decode(
     Raises TypeError or ValueError, naming the tensor, for a dtype, shape, device, stride or slope that does
     not fit.
     """
-    _validate.qkv("lightning_decode", q, k, v, layout="B, H")
-    _validate.state("state", state, q, v)
-    _validate.updatable_state(state)
+    known = _validate.qkv("lightning_decode", q, k, v, layout="B, H")
+    kept = _validate.state("state", state, known[0], known[2], updatable=True)
     _validate.no_gradient("lightning_decode", q=q, k=k, v=v, state=state)
     slopes, _ = _validate.slopes(slopes, q)
     out = _host.empty_in_order_of(v)
-    launch = _prepare(
-        *map(_host.traits, (q, k, v, out, state)), None if slopes is None else _host.traits(slopes)
-    )
+    launch = _prepare(*known, _host.traits(out), kept, None if slopes is None else _host.traits(slopes))
     with _host.on_device(q.device):
         launch(q, k, v, out, state, slopes, _validate.scale(scale))
     if not state.is_inference():

@@ -667,9 +667,9 @@ def _checked_slopes(
     read: bool = True,
 ) -> tuple[torch.Tensor | None, tuple[float, ...] | None]:
     """Rejects inputs that do not fit; returns the slopes as the kernel takes them, and their values if known."""
-    _validate.qkv("lightning_attention_2", q, k, v, layout="B, H, N")
+    known = _validate.qkv("lightning_attention_2", q, k, v, layout="B, H, N")
     if initial_state is not None:
-        _validate.state("initial_state", initial_state, q, v)
+        _validate.state("initial_state", initial_state, known[0], known[2])
     return _validate.slopes(slopes, q, read=read)
 
 
