@@ -24,7 +24,7 @@ from attnbench.errors import UserError
 from attnbench.executors.pool import Lost
 from attnbench.kernels._configs import VARIABLE, Config, Row, ScanConfig, Tiles, parse, table
 from attnbench.kernels._host import Limits
-from attnbench.kernels.lightning2 import Scan, run_scans
+from attnbench.kernels._scan import Scan, run_scans
 from attnbench.tuning import command, report, trial
 from attnbench.tuning.candidates import DEFAULT_SHAPES, Point, candidates, chunk_points, fitted, points_by_row
 from attnbench.tuning.choosing import Choice, Entry, Standing, choice, gain, halve, next_in_line

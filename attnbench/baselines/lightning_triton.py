@@ -12,8 +12,9 @@ from attnbench.baselines.contract import Step, need_causal
 from attnbench.case import Case, Workload
 from attnbench.kernels import lightning_attention_1, lightning_attention_2, lightning_decode
 from attnbench.kernels._host import limits
+from attnbench.kernels._plan import Plan, plan, remembered_tokens, state_bytes
+from attnbench.kernels._scan import REACH
 from attnbench.kernels.lightning1 import tiles
-from attnbench.kernels.lightning2 import REACH, Plan, plan, remembered_tokens, state_bytes
 from attnbench.semantics import TORCH_DTYPES, geometric_slopes
 
 
@@ -92,7 +93,7 @@ def lightning2_state_bytes(case: Case, device: torch.device) -> int:
 
 
 def lightning2_config(case: Case, device: torch.device) -> dict[str, Any]:
-    """The launch configurations, as fields of `attnbench.kernels.lightning2.Plan`.
+    """The launch configurations, as fields of `attnbench.kernels._plan.Plan`.
 
     That of the forward alone; of a workload with a backward those of its launches, under "o" and "dq_dk_dv", or,
     where D and E differ, "dv" and "dq_dk".

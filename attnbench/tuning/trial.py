@@ -14,8 +14,9 @@ from torch import Tensor
 from attnbench.case import Cache
 from attnbench.kernels._configs import Config, Row, ScanConfig, Tiles
 from attnbench.kernels._host import limits
+from attnbench.kernels._plan import plan, remembered_tokens
+from attnbench.kernels._scan import REACH, Hints, Scan, run_scans
 from attnbench.kernels.lightning1 import left_product
-from attnbench.kernels.lightning2 import REACH, Hints, Scan, plan, remembered_tokens, run_scans
 from attnbench.measure.accuracy import poison, relative_error
 from attnbench.measure.clock import Clock, open_clock
 from attnbench.semantics import TOLERANCES, TORCH_DTYPES, decay_linear_oracle, geometric_slopes

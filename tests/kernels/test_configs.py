@@ -31,9 +31,8 @@ from attnbench.kernels._configs import (
     tile_config,
     write,
 )
-from attnbench.kernels._plan import fitted
+from attnbench.kernels._plan import fitted, plan
 from attnbench.kernels.lightning1 import tiles
-from attnbench.kernels.lightning2 import plan
 
 # Bytes that one program may use: sm_86 and sm_89, sm_80, sm_90, and the least that is expected elsewhere.
 SHARED_MEMORY = [("ampere", 101_376), ("ampere", 166_912), ("hopper", 232_448), ("default", 65_536)]
@@ -231,7 +230,7 @@ def test_a_process_follows_the_variable(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text(packaged("default").replace("block_c = 32", "block_c = 64"), encoding="utf-8")
     code = """
-from attnbench.kernels.lightning2 import plan
+from attnbench.kernels._plan import plan
 dims = dict(batch=1, heads=1, seq_len=256, key_dim=64, value_dim=64, element_size=2)
 device = dict(multiprocessors=1, shared_memory=65536, architecture="default")
 print(plan(**dims, **device, remembered=(100.0,)).block_c)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnbench.kernels import lightning_attention_2, lightning_decode
-from attnbench.kernels.lightning2 import Hints, Plan, Scan, run_scans
+from attnbench.kernels._plan import Plan
+from attnbench.kernels._scan import Hints, Scan, run_scans
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

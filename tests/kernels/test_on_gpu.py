@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from attnbench.kernels import _validate, lightning_attention_1, lightning_attention_2, lightning_decode
-from attnbench.kernels.lightning2 import Plan, Scan, run_scans
+from attnbench.kernels._plan import Plan
+from attnbench.kernels._scan import Scan, run_scans
 
 on_gpu = [
     pytest.mark.gpu,

@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.kernels._configs import ScanConfig
-from attnbench.kernels.lightning2 import (
-    REACH,
-    Plan,
-    plan,
-    remembered_tokens,
-    segment_length,
-    state_bytes,
-)
+from attnbench.kernels._plan import Plan, plan, remembered_tokens, segment_length, state_bytes
+from attnbench.kernels._scan import REACH
 
 H200: dict[str, Any] = {"multiprocessors": 132, "shared_memory": 232_448, "architecture": "hopper"}
 A100: dict[str, Any] = {"multiprocessors": 108, "shared_memory": 166_912, "architecture": "ampere"}
