@@ -202,8 +202,11 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "known"),
+    [*((memory, False) for memory in MEMORIES), ("mixed", True), ("within two", True)],
+    ids=lambda x: x if isinstance(x, str) else ("known" if x else "unknown"),
+)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize(("segments", "seq_len"), [(1, 33), (2, 64), (2, 95), (3, 100), (9, 130), (32, 40)])
 def test_segments(
