@@ -442,6 +442,79 @@ def tune(
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
+@app.command(epilog=_example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
+def compare(
+    sides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BASE NEW]",
+            help="Two sides: run folders or Parquet files; several of a side separated by commas.",
+        ),
+    ] = None,
+    base: Annotated[list[str] | None, typer.Option("--base", help="One more of the base side.")] = None,
+    new: Annotated[list[str] | None, typer.Option("--new", help="One more of the new side.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            "--noise",
+            help="Standard deviation of process medians on this machine, for a side with one process: 1%.",
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Show the cases that stayed the same too.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Give the reason of each verdict.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
+    ] = False,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
+    ] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="table, json, markdown, junit or github (annotations).")
+    ] = "table",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the report to a file; stdout has the verdict.")
+    ] = None,
+) -> None:
+    """Compare two sets of runs, case by case: what became slower, faster, broken, or needs more memory?
+
+    A run is one process. Give each side several (3 to 5): samples of one process do not tell by how much the
+    next one differs, so with a single one, and without --noise, no time is judged.
+
+    \b
+    Exit codes:
+      0  no regression
+      1  a regression: slower, broken (ok before and not now), or more peak memory
+      2  bad input, or a different device or protocol without --allow-different
+      3  no regression, but with --strict a case is unclear or no longer measured
+    """
+    from attnbench.comparison import command, formats, words
+
+    asked = command.request(
+        sides_given=sides or (),
+        base=base or (),
+        new=new or (),
+        threshold=threshold,
+        noise=noise,
+        format_=format_,
+    )
+    found = command.run(asked, allow_different=allow_different)
+    wanted = formats.Wanted(everything=all_, explain=explain, strict=strict)
+    if out is not None:
+        command.save(formats.TEXTS[asked.format](found, wanted), out)
+        print(words.closing(found))
+    elif asked.format == "table":
+        formats.table(found, wanted, _console())
+    else:
+        print(formats.TEXTS[asked.format](found, wanted), end="")
+    if found.regressions:
+        raise typer.Exit(Exit.REGRESSION)
+    if strict and found.doubtful:
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
 @app.command(epilog=_example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""

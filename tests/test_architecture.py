@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "version", "case"},
     {"registry", "semantics"},
     {"measure", "store", "sweeps", "curves", "shapes", "stats"},
-    {"executors", "sweeping", "verification", "summary", "plots", "progress", "tuning"},
+    {"executors", "sweeping", "verification", "summary", "plots", "progress", "tuning", "comparison"},
     {"cli"},
     {"__main__"},
 )
@@ -180,7 +180,9 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"], ["compare", "--help"]],
+    ids=" ".join,
 )
 def test_help_imports_neither_torch_nor_the_data_libraries(arguments: list[str]) -> None:
     code = f"""

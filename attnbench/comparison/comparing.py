@@ -1,0 +1,327 @@
+"""From two frames of results to a verdict for each case."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from attnbench.case import Case, Status, Workload
+from attnbench.comparison import ratios, sides
+from attnbench.comparison.ratios import Effect
+from attnbench.comparison.sides import Difference
+from attnbench.comparison.verdicts import (
+    Change,
+    Judged,
+    Verdict,
+    judge_errors,
+    judge_memory,
+    judge_status,
+    judge_time,
+    practical_threshold,
+)
+from attnbench.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+THRESHOLD = 0.03
+_ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
+_WORST_FIRST = tuple(Verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """New over base, with its 95 % interval; `low` and `high` are None where the noise is unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One case on both sides: milliseconds are geometric means of the medians of processes, None where not ok."""
+
+    name: str  # the case_id
+    case: Case
+    verdict: Verdict
+    reason: str  # in words, without a full stop
+    base_ms: float | None
+    new_ms: float | None
+    processes: tuple[int, int]  # that have a time, of base and of new
+    ratio: Ratio | None  # None where a side has no time
+    p: float | None
+    q: float | None  # p after Benjamini and Hochberg over all cases of the comparison
+    memory: Change | None
+    errors: tuple[Change, ...]
+
+    @property
+    def regressed(self) -> bool:
+        """Slower, broken, or in need of more memory."""
+        more = self.memory is not None and self.memory.worse
+        return more or self.verdict in (Verdict.SLOWER, Verdict.BROKEN)
+
+    @property
+    def worse_errors(self) -> tuple[Change, ...]:
+        return tuple(each for each in self.errors if each.worse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The geometric mean of the ratios of a mechanism and workload, over the cases with times on both sides."""
+
+    mechanism: str
+    workload: str
+    cases: int
+    ratio: Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found. `cases` are worst first; `threshold` is the one that was applied, a share."""
+
+    cases: tuple[Compared, ...]
+    means: tuple[Mean, ...]
+    differences: tuple[Difference, ...]
+    notices: tuple[str, ...]
+    threshold: float
+    noise: float | None
+    runs: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def counts(self) -> Mapping[Verdict, int]:
+        """Cases by verdict, worst first, those that occur."""
+        seen = Counter(each.verdict for each in self.cases)
+        return {verdict: seen[verdict] for verdict in _WORST_FIRST if seen[verdict]}
+
+    @property
+    def regressions(self) -> tuple[Compared, ...]:
+        return tuple(each for each in self.cases if each.regressed)
+
+    @property
+    def doubtful(self) -> tuple[Compared, ...]:
+        """No regression, and no proof that there is none: unclear, or no longer measured."""
+        gone = [each for each in self.cases if each.verdict is Verdict.MISSING and each.processes[0]]
+        unclear = [each for each in self.cases if each.verdict is Verdict.UNCLEAR]
+        return tuple(each for each in (*unclear, *gone) if not each.regressed)
+
+
+def compare(
+    base: pd.DataFrame,
+    new: pd.DataFrame,
+    *,
+    threshold: float = THRESHOLD,
+    noise: float | None = None,
+    allow_different: bool = False,
+    resamples: int = ratios.RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two frames as `store.load_results` returns them; each run in them is a process.
+
+    threshold: the change that counts, as a share. noise: the relative standard deviation of process medians of this
+    machine, used for a side with a single process. allow_different: compare across devices and protocols too.
+
+    Raises UserError when the sides share no case, base has none that is ok, a time is not above 0, or a
+    device or protocol differs.
+    """
+    sides.check_sides(base, new)
+    differences = sides.differences(base, new)
+    decisive = [each.sentence() for each in differences if each.decisive]
+    if decisive and not allow_different:
+        raise UserError(
+            f"the times are not comparable ({'; '.join(decisive)}); --allow-different compares them all the same"
+        )
+    limit = practical_threshold(threshold, noise)
+    told = sides.notices(base, new)
+    rows = [_rows_by_case(frame) for frame in (base, new)]
+    pairs = [_Pair.of(name, rows) for name in sorted({*rows[0], *rows[1]})]
+    effects: dict[str, Effect] = {
+        pair.name: pair.effect(noise=noise, resamples=resamples, seed=seed) for pair in pairs if pair.timed
+    }
+    p = {name: value for name, each in effects.items() if (value := ratios.p_value(each)) is not None}
+    q = dict(zip(p, ratios.adjusted(list(p.values())), strict=True))
+    found = [
+        _compared(
+            pair, effects.get(pair.name), p=p.get(pair.name), q=q.get(pair.name), cases=len(p), limit=limit
+        )
+        for pair in pairs
+    ]
+    return Comparison(
+        cases=tuple(sorted(found, key=_worst_first)),
+        means=tuple(_means(found, effects)),
+        differences=tuple(differences),
+        notices=tuple(told),
+        threshold=limit,
+        noise=noise,
+        runs=(tuple(sorted(set(base["run_id"]))), tuple(sorted(set(new["run_id"])))),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+_Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """The rows of one case: of base and of new, one for each process."""
+
+    name: str
+    case: Case
+    base: Sequence[_Row]
+    new: Sequence[_Row]
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Mapping[str, Sequence[_Row]]]) -> _Pair:
+        base, new = (side.get(name, ()) for side in rows)
+        try:
+            case = _case((*base, *new)[0])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the row of {name} describes no case: {error}") from error
+        return cls(name=name, case=case, base=base, new=new)
+
+    @property
+    def judged(self) -> Judged | None:
+        """By what is there and how it ended; None when times decide."""
+        if not self.base or not self.new:
+            side, other = ("base", "new") if self.base else ("new", "base")
+            return Judged(
+                verdict=Verdict.MISSING, reason=f"it is on the {side} side only; {other} did not measure it"
+            )
+        ended = [[Status(row["status"]) for row in rows] for rows in (self.base, self.new)]
+        reasons = [_first_reason(self.new), _first_reason(self.base)]
+        return judge_status(ended[0], ended[1], reason=reasons[0] or reasons[1])
+
+    @property
+    def timed(self) -> bool:
+        return bool(self.judged is None and _samples(self.base) and _samples(self.new))
+
+    def effect(self, *, noise: float | None, resamples: int, seed: int) -> Effect:
+        try:
+            return ratios.effect(
+                _samples(self.base),
+                _samples(self.new),
+                name=self.name,
+                noise=noise,
+                resamples=resamples,
+                seed=seed,
+            )
+        except ValueError as error:
+            raise UserError(f"{self.name} has a time that is none: {error}") from error
+
+
+def _rows_by_case(frame: pd.DataFrame) -> dict[str, list[_Row]]:
+    """One row for each case and run, in order of run_id: what is given twice counts once."""
+    once = frame.drop_duplicates(["case_id", "run_id"]).sort_values(["case_id", "run_id"])
+    rows: list[_Row] = once.to_dict("records")  # type: ignore[assignment]
+    return {name: list(same) for name, same in groupby(rows, key=lambda row: str(row["case_id"]))}
+
+
+def _case(row: _Row) -> Case:
+    sizes = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
+    return Case(
+        mechanism=str(row["mechanism"]),
+        workload=Workload(row["workload"]),
+        dtype=str(row["dtype"]),
+        causal=bool(row["causal"]),
+        **{name: int(row[name]) for name in sizes},
+    )
+
+
+def _samples(rows: Sequence[_Row]) -> dict[str, npt.ArrayLike]:
+    """The samples of each process that is ok, by run_id; of one that kept none, its median."""
+    found: dict[str, npt.ArrayLike] = {}
+    for row in rows:
+        kept = row["samples_ms"]
+        if row["status"] != Status.OK:
+            continue
+        if isinstance(kept, np.ndarray) and len(kept):
+            found[str(row["run_id"])] = kept
+        elif (median := _number(row["median_ms"])) is not None:
+            found[str(row["run_id"])] = [median]
+    return found
+
+
+def _first_reason(rows: Sequence[_Row]) -> str:
+    given = [row["reason"] for row in rows if row["status"] != Status.OK and isinstance(row["reason"], str)]
+    return " ".join(given[0].split()).rstrip(".") if given else ""
+
+
+def _known(rows: Sequence[_Row], name: str) -> float | None:
+    """The median of a column over the processes that are ok and know it."""
+    values = [_number(row[name]) for row in rows if row["status"] == Status.OK]
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _number(value: Any) -> float | None:
+    unknown = bool(pd.isna(value))  # None, NaN or pandas' own
+    return None if unknown else float(value)
+
+
+def _compared(
+    pair: _Pair, effect: Effect | None, *, p: float | None, q: float | None, cases: int, limit: float
+) -> Compared:
+    counts = (len(_samples(pair.base)), len(_samples(pair.new)))
+    judged = pair.judged
+    if judged is None and effect is None:
+        judged = Judged(verdict=Verdict.UNTIMED, reason="it is ok, but a side kept no time of it")
+    if judged is None and effect is not None:
+        judged = judge_time(
+            log_ratio=effect.log_ratio,
+            interval=ratios.interval(effect),
+            q=q,
+            cases=cases,
+            processes=counts,
+            threshold=limit,
+        )
+    assert judged is not None
+    errors = [{n: v for n in _ERRORS if (v := _known(rows, n)) is not None} for rows in (pair.base, pair.new)]
+    return Compared(
+        name=pair.name,
+        case=pair.case,
+        verdict=judged.verdict,
+        reason=judged.reason,
+        base_ms=_time(pair.base),
+        new_ms=_time(pair.new),
+        processes=counts,
+        ratio=None if effect is None else _ratio(effect),
+        p=p,
+        q=q,
+        memory=judge_memory(_known(pair.base, "peak_bytes"), _known(pair.new, "peak_bytes")),
+        errors=judge_errors(errors[0], errors[1], dtype=pair.case.dtype),
+    )
+
+
+def _time(rows: Sequence[_Row]) -> float | None:
+    samples = _samples(rows)
+    return math.exp(np.mean([ratios.log_median(each) for each in samples.values()])) if samples else None
+
+
+def _ratio(effect: Effect) -> Ratio:
+    low, high = ratios.interval(effect) or (None, None)
+    return Ratio(value=math.exp(effect.log_ratio), low=low, high=high)
+
+
+def _means(found: Sequence[Compared], effects: Mapping[str, Effect]) -> list[Mean]:
+    groups: dict[tuple[str, str], list[Effect]] = {}
+    for each in found:
+        if each.name in effects:
+            key = (each.case.mechanism, str(each.case.workload))
+            groups.setdefault(key, []).append(effects[each.name])
+    return [
+        Mean(mechanism=mechanism, workload=workload, cases=len(same), ratio=_ratio(ratios.mean_effect(same)))
+        for (mechanism, workload), same in sorted(groups.items())
+    ]
+
+
+def _worst_first(each: Compared) -> tuple[bool, int, float, str]:
+    ratio = each.ratio.value if each.ratio is not None else 0.0
+    return (not each.regressed, _WORST_FIRST.index(each.verdict), -ratio, each.name)
