@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +32,11 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.03
 _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
+_SIZES = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
+_COLUMNS = (
+    *("case_id", "run_id", "mechanism", "workload", *_SIZES, "dtype", "causal"),
+    *("status", "reason", "samples_ms", "median_ms", "peak_bytes", *_ERRORS),
+)
 _WORST_FIRST = tuple(Verdict)
 
 
@@ -219,19 +223,23 @@ class _Pair:
 
 def _rows_by_case(frame: pd.DataFrame) -> dict[str, list[_Row]]:
     """One row for each case and run, in order of run_id: what is given twice counts once."""
-    once = frame.drop_duplicates(["case_id", "run_id"]).sort_values(["case_id", "run_id"])
-    rows: list[_Row] = once.to_dict("records")  # type: ignore[assignment]
-    return {name: list(same) for name, same in groupby(rows, key=lambda row: str(row["case_id"]))}
+    once: dict[tuple[str, str], _Row] = {}
+    for values in zip(*(frame[name].to_numpy(dtype=object) for name in _COLUMNS), strict=True):
+        row = dict(zip(_COLUMNS, values, strict=True))
+        once.setdefault((str(row["case_id"]), str(row["run_id"])), row)
+    found: dict[str, list[_Row]] = {}
+    for name, run in sorted(once):
+        found.setdefault(name, []).append(once[name, run])
+    return found
 
 
 def _case(row: _Row) -> Case:
-    sizes = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
     return Case(
         mechanism=str(row["mechanism"]),
         workload=Workload(row["workload"]),
         dtype=str(row["dtype"]),
         causal=bool(row["causal"]),
-        **{name: int(row[name]) for name in sizes},
+        **{name: int(row[name]) for name in _SIZES},
     )
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -117,8 +117,8 @@ def junit(found: Comparison, wanted: Wanted) -> str:
         test = ElementTree.SubElement(suite, "testcase", {**place, **seconds})
         message = _NO_XML.sub("?", words.explanation(each))
         if each.name in failed:
-            kind = {"type": "more memory" if each.verdict is Verdict.SAME else str(each.verdict)}
-            ElementTree.SubElement(test, "failure", {"message": message, **kind}).text = message
+            failure = {"message": message, "type": _kind(each)}
+            ElementTree.SubElement(test, "failure", failure).text = message
         elif each.name in skipped:
             ElementTree.SubElement(test, "skipped", {"message": message})
         else:
@@ -160,12 +160,17 @@ TEXTS: Mapping[str, Callable[[Comparison, Wanted], str]] = {
 
 
 def _grid(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> Table:
+    lines = list(rows)
+    kept = [
+        place for place, name in enumerate(headings) if name != "memory" or any(t[place] for t, _ in lines)
+    ]
     grid = Table()
-    for name in headings:
-        grid.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
-    for texts, style in rows:
+    for name in (headings[place] for place in kept):
+        side: Literal["left", "right"] = "left" if name in _LEFT else "right"
+        grid.add_column(name, justify=side, overflow="fold", no_wrap=name not in _LEFT)
+    for texts, style in lines:
         # Text, never a string: rich would read the bracket of an interval as markup.
-        grid.add_row(*map(Text, texts), style=style)
+        grid.add_row(*(Text(texts[place]) for place in kept), style=style)
     return grid
 
 
@@ -208,8 +213,14 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_|\[\]#])", r"\\\1", plain.replace("&", "&amp;").replace("<", "&lt;"))
 
 
+def _kind(each: Compared) -> str:
+    """What is wrong with a case: its verdict, or its memory alone."""
+    by_time = each.verdict in (Verdict.SLOWER, Verdict.BROKEN) or not each.regressed
+    return str(each.verdict) if by_time else "more memory"
+
+
 def _title(each: Compared) -> str:
-    return f"{'more memory' if each.verdict is Verdict.SAME else each.verdict}: {each.name}"
+    return f"{_kind(each)}: {each.name}"
 
 
 def _command(kind: str, title: str, message: str) -> str:

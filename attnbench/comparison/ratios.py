@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -145,7 +146,7 @@ def log_median(samples: npt.ArrayLike) -> float:
 
     Raises ValueError when there is no sample, or one that is not finite and above 0.
     """
-    return float(np.log(np.median(_ordered(samples))))
+    return _middle(_ordered(samples))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -156,6 +157,12 @@ def _ordered(samples: npt.ArrayLike) -> Floats:
     if ordered.ndim != 1 or not len(ordered) or not (np.isfinite(ordered).all() and ordered[0] > 0):
         raise ValueError("expected a list of at least one time, all of them finite and above 0")
     return ordered
+
+
+def _middle(ordered: Floats) -> float:
+    """The logarithm of the median of what is ordered already."""
+    n = len(ordered)
+    return math.log((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
 
 
 def _stream(*parts: object) -> np.random.Generator:
@@ -174,7 +181,7 @@ def _resampled(
         raise ValueError("a side needs at least one process")
     runs = sorted(side)
     ordered = [_ordered(side[run]) for run in runs]
-    medians = np.array([np.log(np.median(each)) for each in ordered])
+    medians = np.array([_middle(each) for each in ordered])
     mean, count = float(medians.mean()), len(runs)
     drawn = _stream(seed, *runs).integers(count, size=(resamples, count))
     between = medians[drawn].mean(axis=1) - mean
@@ -202,7 +209,7 @@ def _bootstrap_medians(ordered: Floats, resamples: int, random: np.random.Genera
     if n % 2 == 0:  # the next one is the smallest of the n - m uniform numbers above
         above = 1 - random.uniform(size=resamples) ** (1 / (n - m))
         median = (median + ordered[_places(at + (1 - at) * above, n)]) / 2
-    moved: Floats = np.log(median) - math.log(float(np.median(ordered)))
+    moved: Floats = np.log(median) - _middle(ordered)
     return moved
 
 
@@ -221,10 +228,12 @@ def _timer_step(processes: Sequence[Floats]) -> float:
     return float(steps.min(initial=math.inf)) if len(steps) else 0.0
 
 
+@cache
 def _heavier(freedom: float, count: int) -> Floats:
     """sqrt(f / chi2_f) at evenly spread quantiles; 1 when nothing was estimated: [count]."""
     if math.isinf(freedom):
         return np.ones(count)
     at = (np.arange(count) + 0.5) / count
     factors: Floats = np.sqrt(freedom / 2 / special.gammaincinv(freedom / 2, at))
+    factors.setflags(write=False)  # every case of the comparison has the same
     return factors

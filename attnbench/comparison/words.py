@@ -89,7 +89,7 @@ def cells(each: Compared) -> tuple[str, ...]:
         "" if each.base_ms is None else time_text(each.base_ms),
         "" if each.new_ms is None else time_text(each.new_ms),
         ratio_text(each.ratio),
-        change_text(each.memory.ratio) if each.memory and each.memory.worse and each.memory.ratio else "",
+        _more_memory(each.memory),
         str(each.verdict),
     )
 
@@ -122,6 +122,12 @@ def memory_words(change: Change) -> str:
 def error_text(change: Change) -> str:
     """`o 2.1e-03 before, 6.4e-03 now`."""
     return f"{_ERRORS.get(change.name, change.name)} {change.base:.1e} before, {change.new:.1e} now"
+
+
+def _more_memory(change: Change | None) -> str:
+    if change is None or not change.worse:
+        return ""
+    return "more" if change.ratio is None else change_text(change.ratio)
 
 
 def _worst(found: Comparison, verdict: Verdict) -> str:
