@@ -447,7 +447,7 @@ def compare(
     sides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[BASE NEW]",
+            metavar="BASE NEW",
             help="Two sides: run folders or Parquet files; several of a side separated by commas.",
         ),
     ] = None,

@@ -14,14 +14,83 @@ import pytest
 from typer.testing import CliRunner
 
 from attnbench import cli, store
-from attnbench.case import Measurement
+from attnbench.case import Accuracy, Case, Measurement, Memory, Status, Workload
 from attnbench.comparison import command
-from attnbench.errors import UserError
 from attnbench.executors.run_folder import open_run
-from tests.sides import RECORD, case, changed, frame, measurement, write
+from attnbench.stats import summarize
 
+RECORD: Mapping[str, Any] = {
+    "protocol": {"cache": "cold", "launch": "eager", "seed": 0},
+    "environment": {
+        "device": "a device",
+        "gpu": {"name": "a device", "driver": "1.2"},
+        "versions": {"torch": "2.0", "triton": "3.0"},
+        "variables": {},
+    },
+}
 RUNNER = CliRunner()
-SAME, SLOW, GONE, NEW, OOM = (case(number) for number in range(5))
+
+
+def _case(number: int = 0, **changes: Any) -> Case:
+    fields: dict[str, Any] = {
+        "mechanism": ("lightning2", "sdpa")[number % 2],
+        "workload": Workload.FWD,
+        "batch": 1,
+        "heads": 2,
+        "seq_len": 64 * (number + 1),
+        "head_dim": 64,
+        "dtype": "bf16",
+    }
+    return Case(**{**fields, **changes})
+
+
+def _measurement(
+    times: Sequence[float] | None,
+    *,
+    of: Case | None = None,
+    status: str = "ok",
+    reason: str | None = None,
+    device: str | None = "a device",
+    peak_bytes: int | None = 1000,
+    rel_err_o: float | None = 0.002,
+) -> Measurement:
+    return Measurement(
+        case=of or _case(),
+        status=Status(status),
+        reason=reason,
+        provider="a library 1.0",
+        device=device,
+        timing=None if times is None else summarize(times),
+        memory=Memory(peak_bytes=peak_bytes),
+        accuracy=Accuracy(rel_err_o=rel_err_o),
+    )
+
+
+def _write(
+    folder: Path,
+    runs: Mapping[str, Sequence[Measurement]],
+    *,
+    name: str,
+    record: Mapping[str, Any] | None = RECORD,
+) -> Path:
+    """A Parquet file with several runs, as merged files are."""
+    rows = [store.row(m, run_id=run) for run, measurements in runs.items() for m in measurements]
+    records = {} if record is None else {run: {"run_id": run, **record} for run in runs}
+    path = folder / name
+    store.write(store.to_table(rows, records=records), path)
+    return path
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    """The record with parts of its environment or protocol changed: `_changed(protocol={"cache": "hot"})`."""
+    record = json.loads(json.dumps(RECORD))
+    for part, values in changes.items():
+        record[part] |= values
+    found: dict[str, Any] = record
+    return found
+
+
+SAME, SLOW, GONE, NEW, OOM = (_case(number) for number in range(5))
 
 
 def _times(seed: int, factor: float = 1.0) -> Any:
@@ -38,19 +107,19 @@ def _runs(
 
 def _base(seed: int) -> list[Measurement]:
     return [
-        measurement(_times(seed), of=SAME),
-        measurement(_times(seed + 10), of=SLOW),
-        measurement(_times(seed + 20), of=GONE),
-        measurement(_times(seed + 30), of=OOM),
+        _measurement(_times(seed), of=SAME),
+        _measurement(_times(seed + 10), of=SLOW),
+        _measurement(_times(seed + 20), of=GONE),
+        _measurement(_times(seed + 30), of=OOM),
     ]
 
 
 def _new(seed: int) -> list[Measurement]:
     return [
-        measurement(_times(seed), of=SAME),
-        measurement(_times(seed + 10, 1.1), of=SLOW, peak_bytes=2000, rel_err_o=0.012),
-        measurement(_times(seed + 20), of=NEW),
-        measurement(None, of=OOM, status="oom", reason="asked for <1 GiB> | too\nmuch, 100%"),
+        _measurement(_times(seed), of=SAME),
+        _measurement(_times(seed + 10, 1.1), of=SLOW, peak_bytes=2000, rel_err_o=0.012),
+        _measurement(_times(seed + 20), of=NEW),
+        _measurement(None, of=OOM, status="oom", reason="asked for <1 GiB> | too\nmuch, 100%"),
     ]
 
 
@@ -59,9 +128,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """Parquet files by name: 4 runs of `base`, of `again` (the same code), of `new`."""
     folder = tmp_path_factory.mktemp("sides")
     paths = {
-        "base": write(folder, _runs("base", _base), name="base.parquet"),
-        "again": write(folder, _runs("again", _base), name="again.parquet"),
-        "new": write(folder, _runs("new", _new), name="new.parquet"),
+        "base": _write(folder, _runs("base", _base), name="base.parquet"),
+        "again": _write(folder, _runs("again", _base), name="again.parquet"),
+        "new": _write(folder, _runs("new", _new), name="new.parquet"),
     }
     return {name: str(path) for name, path in paths.items()}
 
@@ -154,9 +223,9 @@ def test_the_table_and_its_reasons(files: Mapping[str, str]) -> None:
 def test_memory_alone_is_a_regression(tmp_path: Path) -> None:
     base, new = (
         str(
-            write(
+            _write(
                 tmp_path,
-                _runs(name, lambda seed, size=size: [measurement(_times(seed), peak_bytes=size)]),  # type: ignore[misc]
+                _runs(name, lambda seed, size=size: [_measurement(_times(seed), peak_bytes=size)]),  # type: ignore[misc]
                 name=f"{name}.parquet",
             )
         )
@@ -172,7 +241,7 @@ def test_memory_alone_is_a_regression(tmp_path: Path) -> None:
 
 def test_one_process_a_side_and_strict(files: Mapping[str, str], tmp_path: Path) -> None:
     base, new = (
-        str(write(tmp_path, {name: [measurement(_times(1, factor))]}, name=f"{name}.parquet"))
+        str(_write(tmp_path, {name: [_measurement(_times(1, factor))]}, name=f"{name}.parquet"))
         for name, factor in (("base", 1.0), ("new", 1.5))
     )
     text = _invoke(base, new, "--explain", code=0)
@@ -186,18 +255,18 @@ def test_one_process_a_side_and_strict(files: Mapping[str, str], tmp_path: Path)
 
 
 def test_a_case_that_is_no_longer_measured_is_doubtful(tmp_path: Path) -> None:
-    base = write(tmp_path, _runs("base", _base), name="base.parquet")
-    fewer = write(tmp_path, _runs("new", lambda seed: _base(seed)[:3]), name="new.parquet")
+    base = _write(tmp_path, _runs("base", _base), name="base.parquet")
+    fewer = _write(tmp_path, _runs("new", lambda seed: _base(seed)[:3]), name="new.parquet")
     _invoke(str(base), str(fewer), code=0)
     _invoke(str(base), str(fewer), "--strict", code=3)
     _invoke(str(fewer), str(base), "--strict", code=0)  # one more than before is none
 
 
 def test_a_new_side_that_is_all_broken_is_a_regression(tmp_path: Path) -> None:
-    base = write(tmp_path, _runs("base", _base), name="base.parquet")
-    dead = write(
+    base = _write(tmp_path, _runs("base", _base), name="base.parquet")
+    dead = _write(
         tmp_path,
-        _runs("new", lambda seed: [measurement(None, of=SAME, status="error", reason="no")]),
+        _runs("new", lambda seed: [_measurement(None, of=SAME, status="error", reason="no")]),
         name="new.parquet",
     )
     assert "1 of 4 cases is broken" in _invoke(str(base), str(dead), code=1)
@@ -209,7 +278,7 @@ def test_a_new_side_that_is_all_broken_is_a_regression(tmp_path: Path) -> None:
 def test_sides_of_many_files_in_any_order(tmp_path: Path) -> None:
     singles = {
         side: [
-            str(write(tmp_path, {run: rows}, name=f"{run}.parquet")) for run, rows in _runs(side, of).items()
+            str(_write(tmp_path, {run: rows}, name=f"{run}.parquet")) for run, rows in _runs(side, of).items()
         ]
         for side, of in (("base", _base), ("new", _new))
     }
@@ -258,20 +327,24 @@ def test_a_path_with_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _sided(tmp_path: Path, name: str, record: Mapping[str, Any] | None, *, device: str = "a device") -> str:
-    rows = _runs(name, lambda seed: [measurement(_times(seed), device=device)])
-    return str(write(tmp_path, rows, name=f"{name}.parquet", record=record))
+    rows = _runs(name, lambda seed: [_measurement(_times(seed), device=device)])
+    return str(_write(tmp_path, rows, name=f"{name}.parquet", record=record))
 
 
-OTHER_GPU = changed(environment={"device": "another", "gpu": {"name": "another", "driver": "1.2"}})
+OTHER_GPU = _changed(environment={"device": "another", "gpu": {"name": "another", "driver": "1.2"}})
 
 
 @pytest.mark.parametrize(
     ("record", "device", "words"),
     [
         (OTHER_GPU, "another", "device: a device on the base side, another on the new side"),
-        (changed(protocol={"cache": "hot"}), "a device", "cache: cold on the base side, hot on the new side"),
         (
-            changed(protocol={"launch": "graph"}),
+            _changed(protocol={"cache": "hot"}),
+            "a device",
+            "cache: cold on the base side, hot on the new side",
+        ),
+        (
+            _changed(protocol={"launch": "graph"}),
             "a device",
             "launch: eager on the base side, graph on the new",
         ),
@@ -287,7 +360,7 @@ def test_what_is_not_comparable_is_refused(
 
 
 def test_other_differences_are_said(tmp_path: Path) -> None:
-    other = changed(
+    other = _changed(
         environment={"gpu": {"driver": "1.3"}, "versions": {"torch": "2.1", "xformers": "1"}, "variables": {}}
     )
     text = _invoke(_sided(tmp_path, "base", RECORD), _sided(tmp_path, "new", other), code=0)
@@ -299,10 +372,10 @@ def test_other_differences_are_said(tmp_path: Path) -> None:
 
 def test_differences_within_a_side_are_said(tmp_path: Path, refused: Refused) -> None:
     first = _sided(tmp_path, "base", RECORD)
-    driver = _sided(tmp_path, "driver", changed(environment={"gpu": {"driver": "1.3"}}))
+    driver = _sided(tmp_path, "driver", _changed(environment={"gpu": {"driver": "1.3"}}))
     text = _invoke(f"{first},{driver}", _sided(tmp_path, "new", RECORD), code=0)
     assert "driver: 1.2 and 1.3 on the base side, 1.2 on the new side" in text
-    hot = _sided(tmp_path, "hot", changed(protocol={"cache": "hot"}))
+    hot = _sided(tmp_path, "hot", _changed(protocol={"cache": "hot"}))
     mixed = [f"{_sided(tmp_path, name, RECORD)},{hot}" for name in ("one", "two")]
     assert "cache differs within both sides: cold and hot" in refused(*mixed)
 
@@ -402,7 +475,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path, files: Mapping[str, str], re
     other.write_text("times: 1, 2, 3")
     for path in (empty, cut, other):
         assert "is no readable Parquet file" in refused(files["base"], str(path))
-    rowless = write(tmp_path, {}, name="rowless.parquet")
+    rowless = _write(tmp_path, {}, name="rowless.parquet")
     assert "the new side holds no case" in refused(files["base"], str(rowless))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -413,22 +486,12 @@ def test_bad_files_are_one_sentence(tmp_path: Path, files: Mapping[str, str], re
 def test_nothing_to_compare_is_one_sentence(
     tmp_path: Path, files: Mapping[str, str], refused: Refused
 ) -> None:
-    failed = write(
-        tmp_path, {"x": [measurement(None, of=SAME, status="oom", reason="much")]}, name="f.parquet"
+    failed = _write(
+        tmp_path, {"x": [_measurement(None, of=SAME, status="oom", reason="much")]}, name="f.parquet"
     )
     assert "the base side has no case with status ok" in refused(str(failed), files["new"])
-    other = write(tmp_path, {"y": [measurement(_times(0), of=case(9))]}, name="o.parquet")
+    other = _write(tmp_path, {"y": [_measurement(_times(0), of=_case(9))]}, name="o.parquet")
     sentence = refused(files["base"], str(other))
     assert sentence.startswith("base and new have no case in common: ")
-    zero = write(tmp_path, {"z": [measurement([1.0, 1.0, 0.0], of=SAME)]}, name="z.parquet")
+    zero = _write(tmp_path, {"z": [_measurement([1.0, 1.0, 0.0], of=SAME)]}, name="z.parquet")
     assert f"{SAME.case_id} has a time that is none" in refused(files["base"], str(zero))
-
-
-def test_a_row_that_is_no_case_is_one_sentence() -> None:
-    from attnbench.comparison.comparing import compare
-
-    base, new = frame(side="base", seed=0), frame(side="new", seed=0)
-    new["seq_len"] = None
-    base["workload"] = "dance"
-    with pytest.raises(UserError, match="describes no case"):
-        compare(base, new)

@@ -4,28 +4,86 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.case import Status
+from attnbench import store
+from attnbench.case import Case, Status, Workload
 from attnbench.comparison import ratios, verdicts
 from attnbench.comparison.comparing import Comparison, compare
 from attnbench.comparison.verdicts import Verdict, judge_errors, judge_memory, judge_status, judge_time
-from tests import sides
+from attnbench.errors import UserError
 
-FAST = 400  # resamples: enough for a rate over thousands of cases
+FAST = 250  # resamples: enough for a rate over thousands of cases
 Floats = npt.NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Floats]  # relative times of `count` samples of one process
 ALARMS = (Verdict.SLOWER, Verdict.FASTER)
 
 
+def _case(number: int) -> Case:
+    return Case(
+        mechanism=("lightning2", "sdpa")[number % 2],
+        workload=Workload.FWD,
+        batch=1,
+        heads=2,
+        seq_len=64 * (number + 1),
+        head_dim=64,
+        dtype="bf16",
+    )
+
+
+def _noisy(random: np.random.Generator, count: int) -> Floats:
+    """A process that differs from others by 0.5 %, whose samples drift by 1 % and scatter by 2 %."""
+    drift = np.linspace(0, random.normal(0, 0.01), count)
+    return np.exp(random.normal(0, 0.005) + drift + random.normal(0, 0.02, count))
+
+
+def _frame(
+    *,
+    side: str,
+    seed: int,
+    cases: int = 1,
+    processes: int = 5,
+    samples: int = 40,
+    draw: Draw = _noisy,
+    factor: float | Mapping[int, float] = 1.0,
+) -> pd.DataFrame:
+    """A results frame of `processes` runs; `factor` multiplies all times, or those of single cases."""
+    rows = []
+    for process in range(processes):
+        random = np.random.default_rng([seed, sum(side.encode()), process])
+        for number in range(cases):
+            times = 2.0 * draw(random, samples)
+            times *= factor if isinstance(factor, float) else factor.get(number, 1.0)
+            each = _case(number)
+            fields = {name: getattr(each, name) for name in store.GROUPS["identity"] if hasattr(each, name)}
+            rows.append(
+                {
+                    **dict.fromkeys(store.COLUMNS),
+                    **fields,
+                    "case_id": each.case_id,
+                    "workload": str(each.workload),
+                    "run_id": f"{side}-{seed}-{process}",
+                    "status": "ok",
+                    "samples_ms": times,
+                    "median_ms": float(np.median(times)),
+                }
+            )
+    found = pd.DataFrame(rows)
+    found.attrs = {"runs": {str(run): {} for run in found["run_id"].unique()}}
+    return found
+
+
 def _compare(seed: int, *, factor: Any = 1.0, noise: float | None = None, **shape: Any) -> Comparison:
-    base = sides.frame(side="base", seed=seed, **shape)
-    new = sides.frame(side="new", seed=seed, factor=factor, **shape)
+    base = _frame(side="base", seed=seed, **shape)
+    new = _frame(side="new", seed=seed, factor=factor, **shape)
     return compare(base, new, resamples=FAST, noise=noise)
 
 
@@ -50,7 +108,7 @@ def test_the_interval_covers_and_the_p_value_is_not_too_small(processes: int) ->
     missed = small = 0
     for seed in range(300):
         random = np.random.default_rng([seed, processes])
-        draw = [{f"{side}{i}": sides.noisy(random, 30) for i in range(processes)} for side in "ab"]
+        draw = [{f"{side}{i}": _noisy(random, 30) for i in range(processes)} for side in "ab"]
         effect = ratios.effect(*draw, name=str(seed), resamples=FAST)
         low, high = ratios.interval(effect) or (math.nan, math.nan)
         missed += not low <= 1 <= high
@@ -84,7 +142,7 @@ def _constant(random: np.random.Generator, count: int) -> Floats:
 @pytest.mark.parametrize(
     "draw", [_bimodal, _heavy_tails, _quantised, _constant], ids=lambda draw: draw.__name__.strip("_")
 )
-def test_odd_distributions_do_not_alarm(draw: sides.Draw, processes: int) -> None:
+def test_odd_distributions_do_not_alarm(draw: Draw, processes: int) -> None:
     counts = _counts(range(10), cases=20, draw=draw, processes=processes)
     assert sum(counts[verdict] for verdict in ALARMS) <= 1  # of 200
 
@@ -103,8 +161,8 @@ def test_one_process_a_side_is_never_judged_by_its_samples(factor: float) -> Non
 
 
 def test_one_process_on_one_side_is_not_judged_either() -> None:
-    base = sides.frame(side="base", seed=0)
-    new = sides.frame(side="new", seed=0, processes=1, factor=1.5)
+    base = _frame(side="base", seed=0)
+    new = _frame(side="new", seed=0, processes=1, factor=1.5)
     (found,) = compare(base, new).cases
     assert (found.verdict, found.processes) == (Verdict.UNCLEAR, (5, 1))
     assert found.reason.startswith("one process on the new side: ")
@@ -223,7 +281,7 @@ def test_the_unit_of_time_changes_nothing(
 
 
 def test_the_order_of_runs_and_the_presence_of_other_cases_change_nothing() -> None:
-    base, new = (sides.frame(side=side, seed=3, cases=4, factor=1.02) for side in ("base", "new"))
+    base, new = (_frame(side=side, seed=3, cases=4, factor=1.02) for side in ("base", "new"))
     whole = compare(base, new)
     turned = compare(
         base.iloc[::-1].reset_index(drop=True), new.sample(frac=1, random_state=1), resamples=ratios.RESAMPLES
@@ -282,6 +340,13 @@ def test_the_median_of_a_resample_has_the_distribution_of_one() -> None:
         assert np.quantile(quick, [0.1, 0.3, 0.5, 0.7, 0.9]) == pytest.approx(
             np.quantile(plain, [0.1, 0.3, 0.5, 0.7, 0.9]), abs=0.03 * float(plain.std()) + 1e-12
         ) or quick.std() == pytest.approx(plain.std(), rel=0.03)
+
+
+def test_a_row_that_is_no_case_is_one_sentence() -> None:
+    base, new = _frame(side="base", seed=0), _frame(side="new", seed=0)
+    base["workload"] = "dance"
+    with pytest.raises(UserError, match="describes no case"):
+        compare(base, new)
 
 
 # ---------------------------------------------------------------- status, memory, errors
