@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from attnbench import store
 from attnbench.case import Case, Status, Workload
@@ -213,13 +214,13 @@ def test_the_mean_over_cases_does_not_forget_that_processes_are_few() -> None:
         return float(np.exp(own.normal(0, 0.02))) * np.exp(random.normal(0, 0.001, count))
 
     missed = 0
-    for seed in range(60):
+    for seed in range(40):
         found = _compare(seed, cases=6, processes=3, samples=10, draw=shared)
         (mean, _) = found.means
         assert mean.ratio.low is not None
         assert mean.ratio.high is not None
         missed += not mean.ratio.low <= 1 <= mean.ratio.high
-    assert missed <= 8  # 3 expected
+    assert missed <= 6  # 2 expected
 
 
 # ---------------------------------------------------------------- properties
@@ -300,7 +301,8 @@ def test_benjamini_hochberg(p: list[float]) -> None:
     for alpha in (0.01, 0.05, 0.3):
         ordered = sorted(p)
         k = max((i + 1 for i, v in enumerate(ordered) if v * len(p) / (i + 1) <= alpha), default=0)
-        assert sum(value <= alpha for value in q) == sum(v <= ordered[k - 1] for v in p) if k else True
+        # Up to the rounding of a quotient at alpha itself.
+        assert sum(value <= alpha * (1 - 1e-9) for value in q) <= k <= sum(v <= alpha * (1 + 1e-9) for v in q)
 
 
 def test_benjamini_hochberg_by_hand() -> None:
@@ -334,12 +336,11 @@ def test_the_median_of_a_resample_has_the_distribution_of_one() -> None:
     for count in (2, 5, 8, 31):
         ordered = np.sort(random.uniform(1, 2, count))
         quick = ratios._bootstrap_medians(ordered, 40_000, np.random.default_rng(1))
-        plain = np.log(np.median(random.choice(ordered, (40_000, count)), axis=1)) - math.log(
+        plain = np.log(np.median(random.choice(ordered, (40_000, count)), axis=1)) - np.log(
             np.median(ordered)
         )
-        assert np.quantile(quick, [0.1, 0.3, 0.5, 0.7, 0.9]) == pytest.approx(
-            np.quantile(plain, [0.1, 0.3, 0.5, 0.7, 0.9]), abs=0.03 * float(plain.std()) + 1e-12
-        ) or quick.std() == pytest.approx(plain.std(), rel=0.03)
+        # Rounded, as equal values must tie. 0.015: chance exceeds it once in some 5,000 times.
+        assert stats.ks_2samp(quick.round(12), plain.round(12)).statistic < 0.015
 
 
 def test_a_row_that_is_no_case_is_one_sentence() -> None:
