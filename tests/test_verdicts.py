@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -105,19 +106,57 @@ def test_chance_is_no_change() -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_the_interval_covers_and_the_p_value_is_not_too_small(processes: int) -> None:
-    """Of 300 A/A pairs the 95 % interval misses 1 in about 20, whatever the number of processes."""
+    """Of 400 A/A pairs the 95 % interval misses 1 in about 20, whatever the number of processes.
+
+    Samples scatter little, as their scatter enters twice (in the medians, and drawn anew) and hides what lacks.
+    """
     missed = small = 0
-    for seed in range(300):
+    for seed in range(400):
         random = np.random.default_rng([seed, processes])
-        draw = [{f"{side}{i}": _noisy(random, 30) for i in range(processes)} for side in "ab"]
+        scatter = np.exp(
+            random.normal(0, 0.0002, (2, processes, 9)) + random.normal(0, 0.005, (2, processes, 1))
+        )
+        draw = [
+            {f"{name}{i}": side[i] for i in range(processes)}
+            for name, side in zip("ab", scatter, strict=True)
+        ]
         effect = ratios.effect(*draw, name=str(seed), resamples=FAST)
         low, high = ratios.interval(effect) or (math.nan, math.nan)
         missed += not low <= 1 <= high
         p = ratios.p_value(effect)
         assert p is not None
         small += p < 0.05
-    assert missed <= 26  # 15 expected, and 3 standard deviations more
-    assert small <= 26
+    assert missed <= 33  # 20 expected, and 3 standard deviations more
+    assert small <= 33
+
+
+@pytest.mark.parametrize(
+    ("processes", "noise"), [((2, 2), None), ((5, 4), None), ((1, 1), 0.01), ((1, 3), 0.01)]
+)
+def test_the_p_value_is_where_the_interval_ends(processes: tuple[int, int], noise: float | None) -> None:
+    """A ratio whose interval just reaches 1 has p = 0.05."""
+    random = np.random.default_rng(5)
+    draw = [
+        {f"{n}{i}": _noisy(random, 30) for i in range(count)}
+        for n, count in zip("ab", processes, strict=True)
+    ]
+    effect = ratios.effect(*draw, name="case", noise=noise, resamples=20_000)
+    low, high = ratios.interval(effect) or (math.nan, math.nan)
+    edge = dataclasses.replace(effect, log_ratio=math.log(high / low) / 2)
+    assert ratios.p_value(edge) == pytest.approx(0.05, abs=0.004)
+
+
+def test_one_step_of_the_timer_is_no_change() -> None:
+    """Most samples are 25 steps on one side and 26 on the other: 4 % that may be anything from 0 to 8 %."""
+    base, new = _frame(side="base", seed=0), _frame(side="new", seed=0)
+    for frame, few, most in ((base, 26.0, 25.0), (new, 25.0, 26.0)):
+        frame["samples_ms"] = [np.array([few] + [most] * 30)] * len(frame)
+    (found,) = compare(base, new).cases
+    assert found.ratio is not None
+    assert found.ratio.value == pytest.approx(26 / 25)
+    assert found.verdict is Verdict.UNCLEAR
+    new["samples_ms"] = [np.array([30.0] + [31.0] * 30)] * len(new)  # six steps
+    assert compare(base, new).cases[0].verdict is Verdict.SLOWER
 
 
 def _bimodal(random: np.random.Generator, count: int) -> Floats:

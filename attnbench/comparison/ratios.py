@@ -190,8 +190,9 @@ def _resampled(
     within = _stream(seed, name, *runs)
     # Each process once: what `count` independent draws of samples add to a mean has this variance on average.
     moved = sum((_bootstrap_medians(each, resamples, within) for each in ordered), np.zeros(resamples))
-    step = within.uniform(-0.5, 0.5, size=resamples) * _timer_step(ordered) / math.exp(mean)
-    return mean, between + moved / count + step
+    # A time is the difference of two readings, each short by up to a step, and alike in every process.
+    short = within.uniform(size=resamples) - within.uniform(size=resamples)
+    return mean, between + moved / count + short * _timer_step(ordered) / math.exp(mean)
 
 
 def _bootstrap_medians(ordered: Floats, resamples: int, random: np.random.Generator) -> Floats:
