@@ -146,17 +146,20 @@ def test_the_p_value_is_where_the_interval_ends(processes: tuple[int, int], nois
     assert ratios.p_value(edge) == pytest.approx(0.05, abs=0.004)
 
 
+def _read_as(few: float, most: float) -> Draw:
+    """A process whose samples are `most` steps of the timer, but for one."""
+    return lambda random, count: np.array([few] + [most] * (count - 1))
+
+
 def test_one_step_of_the_timer_is_no_change() -> None:
     """Most samples are 25 steps on one side and 26 on the other: 4 % that may be anything from 0 to 8 %."""
-    base, new = _frame(side="base", seed=0), _frame(side="new", seed=0)
-    for frame, few, most in ((base, 26.0, 25.0), (new, 25.0, 26.0)):
-        frame["samples_ms"] = [np.array([few] + [most] * 30)] * len(frame)
-    (found,) = compare(base, new).cases
+    base = _frame(side="base", seed=0, draw=_read_as(26, 25))
+    (found,) = compare(base, _frame(side="new", seed=0, draw=_read_as(25, 26))).cases
     assert found.ratio is not None
     assert found.ratio.value == pytest.approx(26 / 25)
     assert found.verdict is Verdict.UNCLEAR
-    new["samples_ms"] = [np.array([30.0] + [31.0] * 30)] * len(new)  # six steps
-    assert compare(base, new).cases[0].verdict is Verdict.SLOWER
+    six_steps = _frame(side="new", seed=0, draw=_read_as(30, 31))
+    assert compare(base, six_steps).cases[0].verdict is Verdict.SLOWER
 
 
 def _bimodal(random: np.random.Generator, count: int) -> Floats:
