@@ -269,8 +269,12 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
 
 def _draw(frame: Any, folder: Path) -> list[Path]:
     from attnbench.plots import plot_run
+    from attnbench.shape_plots import plot_shapes
+    from attnbench.shapes import lists_shapes
 
-    return plot_run(frame, folder)
+    # Listed shapes are points with no line through them, unless no bound is known to set them against.
+    listed = lists_shapes(frame) and bool(frame["roofline"].notna().any())
+    return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
 @app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
@@ -284,7 +288,10 @@ def plot(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG, and say what they show."""
+    """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG, and say what they show.
+
+    Of a sweep over a list of shapes: the share of its bound that each mechanism reaches at each shape.
+    """
     from attnbench import summary
     from attnbench.store import load_results
 

@@ -8,97 +8,51 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.lines import Line2D
 from matplotlib.path import Path as MarkerPath
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from attnbench.case import Status
 from attnbench.curves import Curve, Floats, Group, curves, flatness, groups, length_label
-from attnbench.errors import UserError, unknown
+from attnbench.errors import UserError
+from attnbench.pages import (
+    DPI,
+    EDGE,
+    ENTRY_GAP,
+    FAINT,
+    INK,
+    LINE,
+    SMALL,
+    STRIP,
+    TEXT,
+    TITLE,
+    Canvas,
+    drawing,
+    in_order,
+    legend,
+    legend_columns,
+    marker_size,
+    rank,
+    save,
+    short,
+    style_of,
+    text_width,
+    wrap,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMATS = ("png", "svg", "pdf")
-DPI = 200
 MAX_PANELS = 12  # panels of one file
-
-_FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same
-_RC: dict[Any, Any] = {
-    "font.family": _FONT,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "svg.hashsalt": "attnbench",
-    "svg.fonttype": "path",
-    "axes.linewidth": 0.7,
-    "path.simplify": False,
-}
-_METADATA: Mapping[str, Mapping[str, str | None]] = {
-    "png": {"Software": "attnbench"},
-    "svg": {"Creator": "attnbench", "Date": None},
-    "pdf": {"Creator": "attnbench", "Producer": "attnbench", "CreationDate": None},
-}
-
-# Sizes in points; nothing is smaller than 8.
-_TITLE, _TEXT, _SMALL = 10.5, 8.5, 8.0
-_LINE = 0.165  # inches from one line of text to the next
-_INK, _FAINT, _STRIP = "#222222", "#E4E4E4", "#F3F3F3"
-
-Dash = str | tuple[float, tuple[float, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    """How a mechanism is drawn: dashes and marker tell it apart where colour does not."""
-
-    colour: str
-    dash: Dash = "-"
-    marker: str = "o"
-    width: float = 1.5
-
-
-_DASHED, _DOTTED, _DASH_DOT = (0.0, (4.0, 1.6)), (0.0, (1.2, 1.4)), (0.0, (5.0, 1.5, 1.2, 1.5))
-_LONG, _DASH_DOT_DOT = (0.0, (8.0, 2.0)), (0.0, (4.0, 1.3, 1.2, 1.3, 1.2, 1.3))
-
-# The colours of Okabe and Ito (Color Universal Design, 2008), yellow left out, extended by darker ones.
-STYLES: Mapping[str, Style] = {
-    "lightning2": Style(colour="#D55E00", marker="o", width=2.6),
-    "lightning2-paper": Style(colour="#F0986B", dash=_DOTTED, marker="o"),
-    "lightning1": Style(colour="#E69F00", dash=_DASHED, marker="s"),
-    "linear-cumsum": Style(colour="#009E73", dash=_DASH_DOT, marker="^"),
-    "linear-quadratic": Style(colour="#882255", dash=_DOTTED, marker="v"),
-    "flash2": Style(colour="#0072B2", marker="D"),
-    "sdpa": Style(colour="#111111", dash=_LONG, marker="P"),
-    "sdpa-flash": Style(colour="#3C6E9F", dash=_DASH_DOT_DOT, marker="D"),
-    "sdpa-cudnn": Style(colour="#56B4E9", marker="h"),
-    "sdpa-efficient": Style(colour="#CC79A7", dash=_DASH_DOT, marker="<"),
-    "sdpa-math": Style(colour="#777777", dash=_DOTTED, marker="p"),
-    "xformers": Style(colour="#6B7A00", dash=_DASHED, marker="d"),
-    "flash3": Style(colour="#003F66", dash=_DASHED, marker="D"),
-    "flex": Style(colour="#7A5195", dash=_DASH_DOT_DOT, marker="8"),
-    "lightning2-official": Style(colour="#A63A00", dash=_LONG, marker="H"),
-    "fla-simple-gla": Style(colour="#332288", dash=_DASHED, marker="8"),
-    "fla-fused-chunk": Style(colour="#117733", dash=_LONG, marker="p"),
-    "fla-linear-attn": Style(colour="#44AA99", dash=_DASH_DOT_DOT, marker="d"),
-    "tfla": Style(colour="#5A3E1B", dash=_DASH_DOT, marker="s"),
-}
-
-_OTHER_COLOURS = ("#1B7F79", "#8C510A", "#762A83", "#4D7C0F", "#B2182B", "#2C5AA0", "#5E5E5E", "#9C6B98")
-_OTHER_DASHES: tuple[Dash, ...] = ("-", _DASHED, _DASH_DOT, _DOTTED, _LONG, _DASH_DOT_DOT)
-_OTHER_MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", "d", "8")
 
 
 # An exclamation mark: as a mathtext marker it would be parsed, and parsing is off.
@@ -157,18 +111,13 @@ def plot_run(
 
     Raises UserError when no case came out ok, a format is unknown, or the folder cannot be written.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("figure format", name, FORMATS)
     found = curves(frame)
     if not any(len(c) for c in found):
         raise UserError(f"there is nothing to draw: {_what_was_found(frame)}")
     folder = Path(out_dir)
     providers, protocol = _providers(frame), _protocol(frame)
     written = []
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a matplotlibrc of the user must not change the figures
-        mpl.rcParams.update(_RC)
+    with drawing(formats):
         for workload in dict.fromkeys(c.workload for c in found):
             same = [c for c in found if c.workload == workload]
             for quantity in QUANTITIES:
@@ -176,22 +125,8 @@ def plot_run(
                 for number, figure in enumerate(pages, start=1):
                     page = f"-{number}" if number > 1 else ""
                     stem = f"{quantity.stem}.{re.sub(r'[^A-Za-z0-9_-]', '_', workload)}{page}"
-                    written += [_save(figure, folder / f"{stem}.{name}") for name in formats]
+                    written += [save(figure, folder / f"{stem}.{name}") for name in formats]
     return written
-
-
-def style_of(mechanism: str) -> Style:
-    """The style of a mechanism, the same in every figure; an unknown one's depends on its name alone."""
-    if mechanism in STYLES:
-        return STYLES[mechanism]
-    number = zlib.crc32(mechanism.encode())  # hash() differs from process to process
-    number, colour = divmod(number, len(_OTHER_COLOURS))
-    number, dash = divmod(number, len(_OTHER_DASHES))
-    return Style(
-        colour=_OTHER_COLOURS[colour],
-        dash=_OTHER_DASHES[dash],
-        marker=_OTHER_MARKERS[number % len(_OTHER_MARKERS)],
-    )
 
 
 # --- what a curve shows -----------------------------------------------------------------------------------
@@ -277,7 +212,7 @@ class _Page:
     @cached_property
     def drawn(self) -> tuple[str, ...]:
         """The mechanisms that have a line in some panel, in the order of the legend."""
-        return _in_order(c.mechanism for c in self.curves if _has_values(c, self.quantity))
+        return in_order(c.mechanism for c in self.curves if _has_values(c, self.quantity))
 
     @cached_property
     def absent(self) -> dict[str, str]:
@@ -289,14 +224,14 @@ class _Page:
             known[""] += len(c)
         return {
             name: min(reasons, key=lambda reason: (-reasons[reason], reason))
-            for name in _in_order(statuses)
+            for name in in_order(statuses)
             if (reasons := statuses[name]) and not reasons[""]
         }
 
     @cached_property
     def strip(self) -> tuple[str, ...]:
         """The mechanisms that have a row in the strip of cases without a value."""
-        return _in_order(c.mechanism for c in self.curves if c.gaps and c.mechanism not in self.absent)
+        return in_order(c.mechanism for c in self.curves if c.gaps and c.mechanism not in self.absent)
 
     @cached_property
     def signs(self) -> tuple[str, ...]:
@@ -307,7 +242,6 @@ class _Page:
 
 _ROW = 0.155  # inches of one row of the strip
 _STRIP_GAP, _PANEL_GAP_X, _TICKS, _AXIS_LABEL = 0.06, 0.2, 0.2, 0.2
-_EDGE = 0.12
 
 
 def _draw(
@@ -346,100 +280,66 @@ def _draw(
 
 def _render(page: _Page) -> Figure:
     left = _left_margin(page)
-    panel = page.width or 5.5 - left - _EDGE
-    width = left + page.columns * panel + (page.columns - 1) * _PANEL_GAP_X + _EDGE
+    panel = page.width or 5.5 - left - EDGE
+    width = left + page.columns * panel + (page.columns - 1) * _PANEL_GAP_X + EDGE
     figure = Figure(figsize=(width, 1.0), dpi=DPI, facecolor="white")
     title = _WORKLOADS.get(page.workload, page.workload)
-    head = _wrap(f"{title}: {page.quantity.title}", width=width - 2 * _EDGE, size=_TITLE)
+    head = wrap(f"{title}: {page.quantity.title}", width=width - 2 * EDGE, size=TITLE)
     fixed = [text for name, text in page.groups[0].parts().items() if name not in page.varying]
-    sub = _wrap(
+    sub = wrap(
         ", ".join([*fixed, *([page.protocol] if page.protocol else [])]),
-        width=width - 2 * _EDGE,
+        width=width - 2 * EDGE,
     )
     titles = [_panel_title(page, group, width=panel) for group in page.groups]
     entries = _legend_entries(page)
-    notes = [line for note in _notes(page) for line in _wrap(note, width=width - 2 * _EDGE, size=_SMALL)]
+    notes = [line for note in _notes(page) for line in wrap(note, width=width - 2 * EDGE, size=SMALL)]
 
     # Distances from the top; the height of the figure is known only at the end.
     strip = len(page.strip) * _ROW + _STRIP_GAP if page.strip else 0.0
-    top = _EDGE + len(head) * 0.2 + len(sub) * _LINE + 0.08
+    top = EDGE + len(head) * 0.2 + len(sub) * LINE + 0.08
     tops = []
     rows = math.ceil(len(page.groups) / page.columns)
     for row in range(rows):
         lines = max(len(text) for text in titles[row * page.columns : (row + 1) * page.columns])
-        top += lines * _LINE + (0.04 if lines else 0.0)
+        top += lines * LINE + (0.04 if lines else 0.0)
         tops.append(top)
         # A row needs room for tick labels when nothing is below one of its panels.
         labelled = (row + 2) * page.columns > len(page.groups)
         top += page.height + strip + (_TICKS if labelled else 0.04) + (0.07 if row < rows - 1 else 0.0)
     axis_label = top + 0.02
     top = axis_label + _AXIS_LABEL + 0.06
-    columns = _legend_columns(entries, width=width - 2 * _EDGE)
-    legend = top
-    top += math.ceil(len(entries) / columns) * _LINE
+    columns = legend_columns(entries, width=width - 2 * EDGE)
+    legend_top = top
+    top += math.ceil(len(entries) / columns) * LINE
     signs = top + 0.05
-    sign_rows = _sign_rows(page, width=width - 2 * _EDGE)
-    top = signs + len(sign_rows) * _LINE if sign_rows else top
+    sign_rows = _sign_rows(page, width=width - 2 * EDGE)
+    top = signs + len(sign_rows) * LINE if sign_rows else top
     note_top = top + 0.05
-    height = note_top + len(notes) * _LINE + _EDGE - (0.0 if notes else 0.05)
+    height = note_top + len(notes) * LINE + EDGE - (0.0 if notes else 0.05)
     figure.set_size_inches(width, height)
 
-    canvas = _Canvas(figure=figure, width=width, height=height)
-    canvas.lines(head, x=_EDGE, top=_EDGE, size=_TITLE, step=0.2, weight="bold")
-    canvas.lines(sub, x=_EDGE, top=_EDGE + len(head) * 0.2, size=_TEXT)
+    canvas = Canvas(figure=figure, width=width, height=height)
+    canvas.lines(head, x=EDGE, top=EDGE, size=TITLE, step=0.2, weight="bold")
+    canvas.lines(sub, x=EDGE, top=EDGE + len(head) * 0.2, size=TEXT)
     for number, group in enumerate(page.groups):
         row, column = divmod(number, page.columns)
         x = left + column * (panel + _PANEL_GAP_X)
-        canvas.lines(titles[number], x=x, top=tops[row] - 0.04 - len(titles[number]) * _LINE, size=_TEXT)
+        canvas.lines(titles[number], x=x, top=tops[row] - 0.04 - len(titles[number]) * LINE, size=TEXT)
         last = number + page.columns >= len(page.groups)
         _panel(canvas, page=page, group=group, x=x, top=tops[row], width=panel, first=column == 0, last=last)
-    middle = left + (width - left - _EDGE) / 2
-    canvas.text("sequence length (tokens)", x=middle, top=axis_label, size=_TEXT, ha="center")
-    _legend(canvas, entries, columns=columns, top=legend)
+    middle = left + (width - left - EDGE) / 2
+    canvas.text("sequence length (tokens)", x=middle, top=axis_label, size=TEXT, ha="center")
+    legend(canvas, entries, columns=columns, top=legend_top)
     _sign_legend(canvas, sign_rows, top=signs)
-    canvas.lines(notes, x=_EDGE, top=note_top, size=_SMALL, colour="#555555")
+    canvas.lines(notes, x=EDGE, top=note_top, size=SMALL, colour="#555555")
     return figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Canvas:
-    """A figure on which things are placed in inches from its top left corner."""
-
-    figure: Figure
-    width: float
-    height: float
-
-    def axes(self, *, x: float, top: float, width: float, height: float) -> Axes:
-        bottom = (self.height - top - height) / self.height
-        return self.figure.add_axes((x / self.width, bottom, width / self.width, height / self.height))
-
-    def text(self, text: str, *, x: float, top: float, size: float, colour: str = _INK, **how: Any) -> None:
-        """One line of text; `top` is the top of its line, the baseline is 0.125 inches below."""
-        self.figure.text(
-            x,
-            self.height - top - 0.125,
-            _plain(text),
-            transform=self.figure.dpi_scale_trans,
-            fontsize=size,
-            color=colour,
-            **{"va": "baseline", **how},
-        )
-
-    def lines(self, lines: Sequence[str], *, x: float, top: float, step: float = _LINE, **how: Any) -> None:
-        for number, line in enumerate(lines):
-            self.text(line, x=x, top=top + number * step, **how)
-
-    def line(self, xs: Sequence[float], *, top: float, **how: Any) -> None:
-        """Markers or a horizontal line, at `top` inches."""
-        ys = [self.height - top] * len(xs)
-        self.figure.add_artist(Line2D(xs, ys, transform=self.figure.dpi_scale_trans, **how))
 
 
 # --- one panel --------------------------------------------------------------------------------------------
 
 
 def _panel(
-    canvas: _Canvas, *, page: _Page, group: Group, x: float, top: float, width: float, first: bool, last: bool
+    canvas: Canvas, *, page: _Page, group: Group, x: float, top: float, width: float, first: bool, last: bool
 ) -> None:
     """One panel: the axes with the curves, and below it the strip of cases without a value.
 
@@ -450,11 +350,11 @@ def _panel(
     here = [c for c in page.curves if c.group == group]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=page.quantity.base)
-    for c in sorted(here, key=lambda c: _rank(c.mechanism), reverse=True):
+    for c in sorted(here, key=lambda c: rank(c.mechanism), reverse=True):
         _line(axes, c, quantity=page.quantity)
     axes.set_xlim(*page.x)
     axes.set_ylim(*page.y)
-    axes.grid(True, which="major", color=_FAINT, linewidth=0.6)
+    axes.grid(True, which="major", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _y_ticks(axes, page=page, labels=first)
@@ -465,18 +365,18 @@ def _panel(
         _strip(bottom, page=page, here=here)
         if first:
             for number, mechanism in enumerate(page.strip):
-                name = _short(mechanism, 24)
-                canvas.text(name, x=x - 0.07, top=below + number * _ROW - 0.01, size=_SMALL, ha="right")
+                name = short(mechanism, 24)
+                canvas.text(name, x=x - 0.07, top=below + number * _ROW - 0.01, size=SMALL, ha="right")
     for each in {axes, bottom}:
         _x_ticks(each, page=page, width=width, labels=last and each is bottom, marks=each is bottom)
     if not any(_has_values(c, page.quantity) for c in here):
-        axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", fontsize=_TEXT)
+        axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", fontsize=TEXT)
     if first:
         canvas.text(
             page.quantity.axis,
             x=x - _tick_width(page) - 0.12,
             top=top + page.height / 2 - 0.125,
-            size=_TEXT,
+            size=TEXT,
             rotation=90,
             ha="right",
             va="center",
@@ -510,7 +410,7 @@ def _line(axes: Axes, c: Curve, *, quantity: Quantity) -> None:
         linestyle=style.dash,
         linewidth=style.width,
         marker=style.marker,
-        markersize=_marker_size(style),
+        markersize=marker_size(style),
         markeredgecolor="white",
         markeredgewidth=0.4,
         zorder=order,
@@ -521,7 +421,7 @@ def _strip(axes: Axes, *, page: _Page, here: Sequence[Curve]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(*page.x)
     axes.set_ylim(len(page.strip) - 0.5, -0.5)
-    axes.set_facecolor(_STRIP)
+    axes.set_facecolor(STRIP)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_yticks([])
     for c in here:
@@ -552,7 +452,7 @@ def _x_ticks(axes: Axes, *, page: _Page, width: float, labels: bool, marks: bool
     axes.xaxis.set_minor_locator(FixedLocator([n for n in powers if n not in major]))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FixedFormatter([length_label(round(n)) if labels else "" for n in major]))
-    axes.tick_params(axis="x", which="both", length=0, labelsize=_SMALL, labelcolor=_INK)
+    axes.tick_params(axis="x", which="both", length=0, labelsize=SMALL, labelcolor=INK)
     if marks:
         axes.tick_params(axis="x", which="major", length=3, width=0.7)
         axes.tick_params(axis="x", which="minor", length=2, width=0.5)
@@ -563,7 +463,7 @@ def _y_ticks(axes: Axes, *, page: _Page, labels: bool) -> None:
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(FixedLocator([]))
     axes.yaxis.set_major_formatter(FixedFormatter([page.quantity.tick(t) if labels else "" for t in ticks]))
-    axes.tick_params(axis="y", length=3 if labels else 0, width=0.7, labelsize=_SMALL, labelcolor=_INK, pad=2)
+    axes.tick_params(axis="y", length=3 if labels else 0, width=0.7, labelsize=SMALL, labelcolor=INK, pad=2)
 
 
 def _log_ticks(low: float, high: float, *, base: int, most: int) -> list[float]:
@@ -594,13 +494,13 @@ def _padded(low: float, high: float, *, least: float, pad: float) -> tuple[float
 
 def _panel_title(page: _Page, group: Group, *, width: float) -> list[str]:
     text = ", ".join(part for name, part in group.parts().items() if name in page.varying)
-    return _wrap(text, width=width) if text else []
+    return wrap(text, width=width) if text else []
 
 
 def _left_margin(page: _Page) -> float:
     """Room for the axis label and the tick labels, or for the names of the rows of the strip."""
     of_ticks = 0.36 + _tick_width(page)
-    of_strip = max((_width(_short(name, 24), size=_SMALL) for name in page.strip), default=0.0) + 0.2
+    of_strip = max((text_width(short(name, 24), size=SMALL) for name in page.strip), default=0.0) + 0.2
     return max(of_ticks, of_strip)
 
 
@@ -609,7 +509,7 @@ def _y_tick_places(page: _Page) -> list[float]:
 
 
 def _tick_width(page: _Page) -> float:
-    return max(_width(page.quantity.tick(tick), size=_SMALL) for tick in _y_tick_places(page))
+    return max(text_width(page.quantity.tick(tick), size=SMALL) for tick in _y_tick_places(page))
 
 
 def _legend_entries(page: _Page) -> list[tuple[str, str]]:
@@ -619,7 +519,7 @@ def _legend_entries(page: _Page) -> list[tuple[str, str]]:
         same = [c for c in page.curves if c.mechanism == name and len(c) > 1]
         scores = [flatness(c.tokens_per_s) for c in same] if page.quantity.flatness else []
         score = f" ({flatness_words(max(scores))})" if scores else ""
-        entries.append((name, f"{_short(name, 40)}{score}"))
+        entries.append((name, f"{short(name, 40)}{score}"))
     return entries
 
 
@@ -630,59 +530,28 @@ def flatness_words(score: float) -> str:
     return f"varies {score:.1f}×" if score < 9.95 else f"varies {score:,.0f}×"
 
 
-_HANDLE, _ENTRY_GAP = 0.46, 0.22
-
-
-def _legend_columns(entries: Sequence[tuple[str, str]], *, width: float) -> int:
-    widest = max(_width(text, size=_SMALL) for _, text in entries) + _HANDLE + _ENTRY_GAP
-    return max(1, min(len(entries), int((width + _ENTRY_GAP) / widest)))
-
-
-def _legend(canvas: _Canvas, entries: Sequence[tuple[str, str]], *, columns: int, top: float) -> None:
-    rows = math.ceil(len(entries) / columns)
-    x = _EDGE
-    for first in range(0, len(entries), rows):  # column by column, each as wide as it needs
-        column = entries[first : first + rows]
-        for number, (name, text) in enumerate(column):
-            style, y = style_of(name), top + number * _LINE
-            canvas.line(
-                [x, x + _HANDLE / 2 - 0.04, x + _HANDLE - 0.08],
-                top=y + 0.085,
-                color=style.colour,
-                linestyle=style.dash,
-                linewidth=style.width,
-                marker=style.marker,
-                markevery=[1],
-                markersize=_marker_size(style),
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-            )
-            canvas.text(text, x=x + _HANDLE, top=y, size=_SMALL)
-        x += max(_width(text, size=_SMALL) for _, text in column) + _HANDLE + _ENTRY_GAP
-
-
 def _sign_rows(page: _Page, *, width: float) -> list[list[tuple[float, str]]]:
     """The legend of statuses: rows of (distance from the left, status)."""
     rows: list[list[tuple[float, str]]] = []
-    x = start = _width("no value:", size=_SMALL) + 0.12
+    x = start = text_width("no value:", size=SMALL) + 0.12
     for status in page.signs:
-        need = 0.2 + _width(_sign_words(status), size=_SMALL)
+        need = 0.2 + text_width(_sign_words(status), size=SMALL)
         if not rows or x + need > width:
             rows.append([])
             x = start
         rows[-1].append((x, status))
-        x += need + _ENTRY_GAP
+        x += need + ENTRY_GAP
     return rows
 
 
-def _sign_legend(canvas: _Canvas, rows: Sequence[Sequence[tuple[float, str]]], *, top: float) -> None:
+def _sign_legend(canvas: Canvas, rows: Sequence[Sequence[tuple[float, str]]], *, top: float) -> None:
     if rows:
-        canvas.text("no value:", x=_EDGE, top=top, size=_SMALL)
+        canvas.text("no value:", x=EDGE, top=top, size=SMALL)
     for number, row in enumerate(rows):
         for x, status in row:
-            y = top + number * _LINE
-            canvas.line([_EDGE + x + 0.06], top=y + 0.085, **_sign_style(status, colour=_INK))
-            canvas.text(_sign_words(status), x=_EDGE + x + 0.18, top=y, size=_SMALL)
+            y = top + number * LINE
+            canvas.line([EDGE + x + 0.06], top=y + 0.085, **_sign_style(status, colour=INK))
+            canvas.text(_sign_words(status), x=EDGE + x + 0.18, top=y, size=SMALL)
 
 
 def _sign_words(status: str) -> str:
@@ -695,11 +564,11 @@ def _notes(page: _Page) -> list[str]:
     if providers and all(len(text) <= 30 for text in providers.values()):
         by_provider: dict[str, list[str]] = {}
         for name, provider in providers.items():
-            by_provider.setdefault(provider, []).append(_short(name, 40))
+            by_provider.setdefault(provider, []).append(short(name, 40))
         ran = "; ".join(f"{', '.join(names)}: {provider}" for provider, names in by_provider.items())
         notes.append(f"what ran: {ran}")
     if page.absent:
-        here = "; ".join(f"{name} ({_short(why, 60)})" if why else name for name, why in page.absent.items())
+        here = "; ".join(f"{name} ({short(why, 60)})" if why else name for name, why in page.absent.items())
         notes.append(f"not here: {here}")
     if page.quantity.flatness and len(page.groups) > 1:
         notes.append(
@@ -744,16 +613,6 @@ def _what_was_found(frame: pd.DataFrame) -> str:
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    kind = path.suffix[1:]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format=kind, dpi=DPI, metadata=dict(_METADATA[kind]))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
 def _columns(here: Sequence[Group]) -> int:
     """Panels in a row: one row for each value of what changes slowest, where that makes a full grid."""
     count = len(here)
@@ -768,54 +627,3 @@ def _columns(here: Sequence[Group]) -> int:
 
 def _has_values(c: Curve, quantity: Quantity) -> bool:
     return bool((quantity.value(c) > 0).any())
-
-
-def _rank(mechanism: str) -> tuple[int, str]:
-    known = list(STYLES)
-    return (known.index(mechanism) if mechanism in STYLES else len(known), mechanism)
-
-
-def _in_order(mechanisms: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(mechanisms), key=_rank))
-
-
-def _marker_size(style: Style) -> float:
-    return 5.4 if style.width > 2 else 4.6
-
-
-def _plain(text: str) -> str:
-    """Without characters that would break a line or that no font shows."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _short(text: str, most: int) -> str:
-    text = _plain(text)
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
-
-
-@lru_cache(maxsize=4096)
-def _width(text: str, *, size: float, weight: str = "normal") -> float:
-    """The width of a line of text in inches."""
-    font = FontProperties(family=_FONT, size=size, weight=weight)
-    width: float = text_to_path.get_text_width_height_descent(_plain(text), font, ismath=False)[0]
-    return width / 72
-
-
-def _wrap(text: str, *, width: float, size: float = _TEXT) -> list[str]:
-    """The text in lines of at most `width` inches; a word longer than that is broken."""
-    weight = "bold" if size == _TITLE else "normal"
-    lines: list[str] = []
-    words = text.split()
-    while words:
-        word = words.pop(0)
-        fits = len(word)
-        while fits > 1 and _width(word[:fits], size=size, weight=weight) > width:
-            fits -= 1
-        word, rest = word[:fits], word[fits:]
-        words = [rest, *words] if rest else words
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer, size=size, weight=weight) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -50,6 +50,14 @@ class Standings:
         return self.standings[0].mechanism
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Shares of the bound in one workload: by shape, as a label and in the order of measurement, then by mechanism."""
+
+    workload: str
+    known: dict[str, dict[str, float]]
+
+
 def lists_shapes(frame: pd.DataFrame) -> bool:
     """Were the shapes of all the runs listed one by one?"""
     records = [record for run, record in frame.attrs.get("runs", {}).items() if run in set(frame["run_id"])]
@@ -59,20 +67,46 @@ def lists_shapes(frame: pd.DataFrame) -> bool:
 
 def standings(frame: pd.DataFrame) -> tuple[Standings, ...]:
     """The standings of every workload that has a time; several runs of one case count with their median."""
-    timed = frame[(frame["status"] == Status.OK) & frame["median_ms"].notna()]
+    timed = _timed(frame)
     return tuple(
         _standings(timed[timed["workload"] == workload], workload=str(workload))
         for workload in dict.fromkeys(timed["workload"])
     )
 
 
-def _standings(timed: pd.DataFrame, *, workload: str) -> Standings:
-    labels = timed.apply(_label, axis=1)
+def shares(frame: pd.DataFrame) -> tuple[Shares, ...]:
+    """The shares of every workload that has a time; several runs of one case count with their median."""
+    timed = _timed(frame)
+    found = []
+    for workload in dict.fromkeys(timed["workload"]):
+        table = _by_shape(timed[timed["workload"] == workload], "roofline")
+        labels = [str(key[-1]) for key in table.index]
+        rows = [
+            {str(name): float(share) for name, share in row.dropna().items()} for _, row in table.iterrows()
+        ]
+        known = {label: row for label, row in zip(labels, rows, strict=True) if row}
+        found.append(Shares(workload=str(workload), known=known))
+    return tuple(found)
+
+
+def _timed(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["status"] == Status.OK) & frame["median_ms"].notna()]
+
+
+def _by_shape(timed: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row a shape, one column a mechanism; the label, which says less than the shape, is the last of the keys."""
     keys = [timed[name].astype(str) for name in _SHAPE]
-    by = [*keys, labels.rename("label"), timed["mechanism"]]
-    # One row a shape, one column a mechanism; the label, which says less than the shape, is the last of the keys.
-    times = timed["median_ms"].groupby(by, sort=False).median().unstack("mechanism")
-    shares = timed["roofline"].astype(float).groupby(by, sort=False).median().unstack("mechanism")
+    label = timed.apply(_label, axis=1)
+    for name in ("dtype", "causal", "device"):
+        if timed[name].nunique() > 1:
+            label += " " + timed[name].map(lambda value, of=name: _words(of, value))
+    by = [*keys, label.rename("label"), timed["mechanism"]]
+    wide = timed[column].astype(float).groupby(by, sort=False).median().unstack("mechanism")
+    return wide.reindex(list(dict.fromkeys(zip(*by[:-1], strict=True))))  # unstacking sorts
+
+
+def _standings(timed: pd.DataFrame, *, workload: str) -> Standings:
+    times, bounds = _by_shape(timed, "median_ms"), _by_shape(timed, "roofline")
     wins = times.idxmin(axis=1).value_counts()
     order = sorted(times.columns, key=lambda name: (-int(wins.get(name, 0)), str(name)))
     reference = times[order[0]]
@@ -80,7 +114,7 @@ def _standings(timed: pd.DataFrame, *, workload: str) -> Standings:
         _standing(
             str(name),
             times=times[name],
-            shares=shares[name],
+            shares=bounds[name],
             reference=reference,
             fastest=int(wins.get(name, 0)),
         )
@@ -119,8 +153,14 @@ def _geometric(values: Iterable[float]) -> float | None:
     return float(np.exp(np.mean(logs))) if logs else None
 
 
+def _words(name: str, value: object) -> str:
+    if name == "causal":
+        return "causal" if value else "not causal"
+    return str(value)
+
+
 def _label(row: pd.Series[float]) -> str:
-    """`B4 H16 N8k D128`; what is usual is left out."""
+    """`B4 H16 N8k D128`; what is usual is left out, and dtype, causal and device are told where they differ."""
     value = f" E{row['value_dim']}" if row["value_dim"] != row["head_dim"] else ""
     kv = f" KV{row['kv_heads']}" if row["kv_heads"] != row["heads"] else ""
     size = length_label(int(row["seq_len"]))

@@ -21,8 +21,18 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 LAYERS = (
     {"errors", "version", "case"},
     {"registry", "semantics"},
-    {"measure", "store", "sweeps", "curves", "shapes", "stats"},
-    {"executors", "sweeping", "verification", "summary", "plots", "progress", "tuning", "comparison"},
+    {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
+    {
+        "executors",
+        "sweeping",
+        "verification",
+        "summary",
+        "plots",
+        "shape_plots",
+        "progress",
+        "tuning",
+        "comparison",
+    },
     {"cli"},
     {"__main__"},
 )

@@ -19,7 +19,8 @@ import pytest
 from attnbench import plots, registry
 from attnbench.case import Case, Status
 from attnbench.errors import UserError
-from attnbench.plots import SIGNS, STYLES, flatness_words, plot_run, style_of
+from attnbench.pages import STYLES, style_of
+from attnbench.plots import SIGNS, flatness_words, plot_run
 from attnbench.store import COLUMNS, SCHEMA
 
 Row = dict[str, Any]

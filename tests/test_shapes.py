@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from attnbench.shapes import lists_shapes, standings
+from attnbench.errors import UserError
+from attnbench.shape_plots import plot_shapes
+from attnbench.shapes import lists_shapes, shares, standings
 from attnbench.summary import as_json, render, sentences, summarize_run
 
 SHAPES = ((4, 16, 8192, 128), (1, 16, 32_768, 128), (8, 12, 4096, 96))
@@ -131,3 +134,40 @@ def test_the_summary_says_it(frame: pd.DataFrame) -> None:
     assert words in printed
     assert "tfla (fwd): timed out at every length (3 cases): too slow" in printed
     assert "max / min" not in printed  # single points are not flat
+
+
+def test_shares_by_shape_in_the_order_of_measurement(frame: pd.DataFrame) -> None:
+    (found,) = shares(frame)
+    assert list(found.known) == ["B4 H16 N8k D128", "B1 H16 N32k D128", "B8 H12 N4k D96"]
+    assert found.known["B1 H16 N32k D128"] == {"lightning2": 0.4, "fla-simple-gla": 0.1, "flash2": 0.5}
+
+
+def test_what_differs_between_shapes_of_one_name_is_told(frame: pd.DataFrame) -> None:
+    both = pd.concat([frame, frame.assign(dtype="fp16")])
+    (found,) = shares(both)
+    assert len(found.known) == 6
+    assert "B8 H12 N4k D96 bf16" in found.known
+    assert "B8 H12 N4k D96 fp16" in found.known
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_figure_is_the_same_every_time(kind: str, frame: pd.DataFrame, tmp_path: Path) -> None:
+    (first,) = plot_shapes(frame, tmp_path / "1", formats=(kind,))
+    (second,) = plot_shapes(frame, tmp_path / "2", formats=(kind,))
+    assert first.name == f"share.fwd.{kind}"
+    assert first.read_bytes() == second.read_bytes()
+    (other,) = plot_shapes(frame.assign(roofline=frame["roofline"] / 2), tmp_path / "3", formats=(kind,))
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_a_share_beyond_the_bound_stays_on_the_page(frame: pd.DataFrame, tmp_path: Path) -> None:
+    beyond = frame.assign(roofline=frame["roofline"] * 3)
+    (path,) = plot_shapes(beyond, tmp_path, formats=("svg",))
+    assert path.stat().st_size > 0
+
+
+def test_without_shares_there_is_no_figure(frame: pd.DataFrame, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no case has a share of its bound"):
+        plot_shapes(frame.assign(roofline=None), tmp_path)
+    with pytest.raises(UserError, match="figure format"):
+        plot_shapes(frame, tmp_path, formats=("gif",))
