@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# No deadline for an example: on a busy machine any of them may be late, and that is no finding.
+settings.register_profile("attnbench", deadline=None)
+settings.load_profile("attnbench")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
