@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from attnbench.case import Status, Workload
+from attnbench.words import workload_order
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -158,7 +159,7 @@ def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
         _curve(rows, mechanism=mechanism, workload=workload, group=group)
         for (mechanism, workload, group), rows in by_curve.items()
     ]
-    return tuple(sorted(found, key=lambda c: (_workload_order(c.workload), c.group.order, c.mechanism)))
+    return tuple(sorted(found, key=lambda c: (workload_order(c.workload), c.group.order, c.mechanism)))
 
 
 def curve(frame: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -> Curve:
@@ -338,11 +339,6 @@ def _median(values: Sequence[float]) -> float:
 
 def _status_rank(status: str) -> int:
     return _RANK.index(Status(status)) if status in _RANK else len(_RANK)
-
-
-def _workload_order(workload: str) -> tuple[int, str]:
-    usual = [str(known) for known in Workload]
-    return (usual.index(workload) if workload in usual else len(usual), workload)
 
 
 def _told_apart(

@@ -47,6 +47,7 @@ from attnbench.pages import (
     text_width,
     wrap,
 )
+from attnbench.words import workload_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +82,6 @@ SIGNS: Mapping[str, Sign] = {
     Status.UNSUPPORTED: Sign(marker="_", words="unsupported", size=5.5),
 }
 _UNKNOWN_SIGN = Sign(marker=".", words="other")
-
-_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward", "decode": "Decode"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +282,7 @@ def _render(page: _Page) -> Figure:
     panel = page.width or 5.5 - left - EDGE
     width = left + page.columns * panel + (page.columns - 1) * _PANEL_GAP_X + EDGE
     figure = Figure(figsize=(width, 1.0), dpi=DPI, facecolor="white")
-    title = _WORKLOADS.get(page.workload, page.workload)
+    title = workload_title(page.workload)
     head = wrap(f"{title}: {page.quantity.title}", width=width - 2 * EDGE, size=TITLE)
     fixed = [text for name, text in page.groups[0].parts().items() if name not in page.varying]
     sub = wrap(

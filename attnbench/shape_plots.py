@@ -35,11 +35,11 @@ from attnbench.pages import (
     wrap,
 )
 from attnbench.shapes import Shares, shares
+from attnbench.words import workload_title
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward", "decode": "Decode"}
 _ROW, _WIDTH = 0.3, 6.4  # inches
 
 
@@ -68,7 +68,7 @@ def _draw(found: Shares) -> Figure:
     names = in_order({name for row in found.known.values() for name in row})
     left = EDGE + max(text_width(short(label, 40), size=SMALL) for label in found.known) + 0.1
     head = wrap(
-        f"{_WORKLOADS.get(found.workload, found.workload)}: share of the bound at each shape",
+        f"{workload_title(found.workload)}: share of the bound at each shape",
         width=_WIDTH - 2 * EDGE,
         size=TITLE,
     )

@@ -18,6 +18,17 @@ from rich.text import Text
 from attnbench.case import Status
 from attnbench.curves import Crossover, Curve, Group, crossovers, curves, flatness, groups, slope
 from attnbench.shapes import Standings, lists_shapes, standings
+from attnbench.words import (
+    bytes_text,
+    count_text,
+    factor,
+    joined,
+    rate_text,
+    three,
+    time_text,
+    workload_order,
+    workload_title,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +41,6 @@ _WORDS = {
     Status.ERROR: "error",
     Status.INCORRECT: "wrong output",
 }
-_WORKLOADS = {"fwd": "Forward", "bwd": "Backward", "fwd-bwd": "Forward and backward", "decode": "Decode"}
 _DETAILED = 4  # up to so many sections, each gets its tables
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
@@ -107,7 +117,9 @@ class Missing:
         where = ", ".join(self.workloads)
         what = _WORDS[Status(self.status)] if self.status in list(Status) else self.status
         reason = f": {_short(self.reason)}" if self.reason and self.status != Status.OOM else ""
-        return f"{self.mechanism} ({where}): {what} {self._lengths()} ({_count(self.cases, 'case')}){reason}"
+        return (
+            f"{self.mechanism} ({where}): {what} {self._lengths()} ({count_text(self.cases, 'case')}){reason}"
+        )
 
     def _lengths(self) -> str:
         if self.shortest is None or self.longest is None:
@@ -165,10 +177,7 @@ def sentences(summary: Summary) -> list[str]:
     said = [f"INCORRECT: {each.sentence()}." for each in summary.incorrect]
     for section in summary.sections:
         said += [f"{_heading(section)}: {text}." for text in _findings(section)]
-    said += [
-        f"{_WORKLOADS.get(each.workload, each.workload)}: {_standing_words(each)}"
-        for each in summary.standings
-    ]
+    said += [f"{workload_title(each.workload)}: {_standing_words(each)}" for each in summary.standings]
     said += [f"Not measured: {each.sentence()}." for each in summary.missing]
     said += [f"Warning: {text}." for text in summary.warnings]
     return [*said, closing(summary)]
@@ -181,8 +190,8 @@ def closing(summary: Summary) -> str:
     device = f" on {', '.join(summary.devices)}" if summary.devices else ""
     ended = ", ".join(f"{count:,} {status}" for status, count in _ok_first(summary.statuses))
     wrong = sum(each.cases for each in summary.incorrect)
-    alarm = f" {_count(wrong, 'case')} gave wrong output." if wrong else ""
-    return f"{_count(summary.rows, 'case')}{device}: {ended}.{alarm}"
+    alarm = f" {count_text(wrong, 'case')} gave wrong output." if wrong else ""
+    return f"{count_text(summary.rows, 'case')}{device}: {ended}.{alarm}"
 
 
 def render(summary: Summary, console: Console, *, detail: bool | None = None) -> None:
@@ -215,29 +224,6 @@ def _render_rest(summary: Summary, console: Console) -> None:
     for text in summary.warnings:
         _say(console, f"Warning: {text}.", style="yellow")
     _say(console, closing(summary), style="bold red" if summary.incorrect else "bold")
-
-
-def rate_text(tokens_per_s: float) -> str:
-    """A rate to three digits: 12.3 M tokens/s."""
-    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if tokens_per_s >= unit * 0.9995:
-            return f"{_three(tokens_per_s / unit)}{name} tokens/s"
-    return f"{_three(tokens_per_s)} tokens/s"
-
-
-def time_text(milliseconds: float) -> str:
-    """A time to three digits: 0.412 ms, 1.25 s, 8.31 µs."""
-    if milliseconds >= 999.5:
-        return f"{_three(milliseconds / 1e3)} s"
-    return f"{_three(milliseconds)} ms" if milliseconds >= 0.01 else f"{_three(milliseconds * 1e3)} µs"
-
-
-def bytes_text(count: float) -> str:
-    """A count of bytes to three digits: 1.25 GiB."""
-    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= unit:
-            return f"{_three(count / unit)} {name}"
-    return f"{count:.0f} B"
 
 
 # --- what was found -----------------------------------------------------------------------------------------
@@ -355,7 +341,7 @@ def _joined(a: Missing, b: Missing) -> Missing:
     lengths = [n for n in (a.shortest, b.shortest, a.longest, b.longest) if n is not None]
     return dataclasses.replace(
         a,
-        workloads=tuple(sorted({*a.workloads, *b.workloads}, key=_workload_place)),
+        workloads=tuple(sorted({*a.workloads, *b.workloads}, key=workload_order)),
         reason=min(a.reason, b.reason),
         cases=a.cases + b.cases,
         shortest=min(lengths, default=None),
@@ -386,7 +372,7 @@ def _throttled(frame: pd.DataFrame) -> list[str]:
     if not cases:
         return []
     why = ", ".join(reason for reason, _ in sorted(reasons.items(), key=lambda each: (-each[1], each[0])))
-    return [f"the device held its clock back in {cases:,} of {_count(len(timed), 'timed case')} ({why})"]
+    return [f"the device held its clock back in {cases:,} of {count_text(len(timed), 'timed case')} ({why})"]
 
 
 def _clocks(frame: pd.DataFrame) -> list[str]:
@@ -397,7 +383,7 @@ def _clocks(frame: pd.DataFrame) -> list[str]:
         low, high = float(clocks.min()), float(clocks.max())
         if low < _CLOCK_STEADY * high:
             slow = int((clocks < _CLOCK_FLAG * high).sum())
-            flag = f"; {_count(slow, 'case')} ran below {_CLOCK_FLAG:.0%} of the fastest" if slow else ""
+            flag = f"; {count_text(slow, 'case')} ran below {_CLOCK_FLAG:.0%} of the fastest" if slow else ""
             said.append(f"the SM clock of {device} ranged from {low:,.0f} to {high:,.0f} MHz{flag}")
     return said
 
@@ -413,7 +399,7 @@ def _wide(found: Sequence[Curve]) -> list[str]:
         return []
     verb = "has" if len(wide) == 1 else "have"
     return [
-        f"{_count(len(wide), 'case')} {verb} a 95 % interval of the median that reaches farther than "
+        f"{count_text(len(wide), 'case')} {verb} a 95 % interval of the median that reaches farther than "
         f"{_WIDE:.0%} from it (up to {max(wide):.0%})"
     ]
 
@@ -422,7 +408,7 @@ def _wide(found: Sequence[Curve]) -> list[str]:
 
 
 def _heading(section: Section) -> str:
-    return f"{_WORKLOADS.get(section.workload, section.workload)}, {section.group.label()}"
+    return f"{workload_title(section.workload)}, {section.group.label()}"
 
 
 def _findings(section: Section) -> list[str]:
@@ -449,7 +435,7 @@ def _flattest(section: Section) -> list[str]:
     high = f"{rate_text(flat.fastest)} at {flat.fastest_at:,}"
     return [
         f"{flat.mechanism} is the flattest: its tokens/s stay within a factor of "
-        f"{_factor(flat.flatness)[:-1]} ({low}, {high})"
+        f"{factor(flat.flatness)[:-1]} ({low}, {high})"
     ]
 
 
@@ -467,7 +453,7 @@ def _crossing_words(section: Section) -> list[str]:
         if each.low is None and each.faster == last:
             ahead.setdefault(each.high, []).append(each.slower)
     for length, others in sorted(ahead.items()):
-        said.append(f"{last} is ahead of {_and(sorted(others))} from {length:,} tokens or earlier")
+        said.append(f"{last} is ahead of {joined(sorted(others))} from {length:,} tokens or earlier")
     return said
 
 
@@ -475,7 +461,7 @@ def _energy_words(section: Section) -> list[str]:
     if not section.energy:
         return []
     each = [
-        f"{e.mechanism} {_three(e.joules_per_million_tokens)} J at {e.seq_len:,} tokens"
+        f"{e.mechanism} {three(e.joules_per_million_tokens)} J at {e.seq_len:,} tokens"
         for e in section.energy
     ]
     return [f"energy per million tokens: {', '.join(each)}"]
@@ -501,7 +487,7 @@ def _render_section(section: Section, console: Console) -> None:
 
 
 def _render_standings(found: Standings, console: Console) -> None:
-    title = f"{_WORKLOADS.get(found.workload, found.workload)}, {_count(found.shapes, 'shape')}"
+    title = f"{workload_title(found.workload)}, {count_text(found.shapes, 'shape')}"
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name in (
         "mechanism",
@@ -519,7 +505,7 @@ def _render_standings(found: Standings, console: Console) -> None:
         if each.times is not None and each is not found.standings[0]:
             assert each.least_times is not None
             assert each.most_times is not None
-            times = f"{_factor(each.times)} ({_factor(each.least_times)} to {_factor(each.most_times)})"
+            times = f"{factor(each.times)} ({factor(each.least_times)} to {factor(each.most_times)})"
         cells = (each.mechanism, str(each.shapes), share, worst, each.worst_at or "", times)
         table.add_row(*map(Text, cells))
     console.print(table)
@@ -533,7 +519,7 @@ def _standing_words(found: Standings) -> str:
     bound = ""
     if first.share is not None:
         bound = f"; it reaches {first.share:.0%} of its bound, {first.worst_share:.0%} at worst ({first.worst_at})"
-    return f"{first.mechanism} is fastest at {first.fastest} of {_count(found.shapes, 'shape')}{bound}."
+    return f"{first.mechanism} is fastest at {first.fastest} of {count_text(found.shapes, 'shape')}{bound}."
 
 
 def _flatness_table(section: Section) -> Table:
@@ -546,7 +532,7 @@ def _flatness_table(section: Section) -> Table:
         else:
             high = f"{rate_text(each.fastest)} at {each.fastest_at:,}"
             low = f"{rate_text(each.slowest)} at {each.slowest_at:,}"
-            cells = (_factor(each.flatness), f"{round(each.slope, 2) + 0.0:+.2f}", high, low)
+            cells = (factor(each.flatness), f"{round(each.slope, 2) + 0.0:+.2f}", high, low)
         table.add_row(Text(each.mechanism), *map(Text, cells))
     return table
 
@@ -555,13 +541,13 @@ def _overview(workload: str, sections: Sequence[Section]) -> Table:
     parts = [section.group.parts() for section in sections]
     names = dict.fromkeys(name for part in parts for name in part)
     common = [name for name in names if len({part.get(name) for part in parts}) == 1]
-    title = ", ".join([_WORKLOADS.get(workload, workload), *(parts[0][name] for name in common)])
+    title = ", ".join([workload_title(workload), *(parts[0][name] for name in common)])
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name in ("curve", "fastest", "flattest"):
         table.add_column(name)
     for section in sections:
         flat = next((each for each in section.flatness if each.slope is not None), None)
-        score = f"{flat.mechanism} ({_factor(flat.flatness)})" if flat else ""
+        score = f"{flat.mechanism} ({factor(flat.flatness)})" if flat else ""
         table.add_row(Text(section.group.label(without=common)), Text(_fastest(section)), Text(score))
     return table
 
@@ -569,7 +555,7 @@ def _overview(workload: str, sections: Sequence[Section]) -> Table:
 def _ahead(leader: Leader) -> str:
     if leader.next is None or leader.ahead is None:
         return ""
-    by = f"{leader.next} takes {_factor(leader.ahead)} the time"
+    by = f"{leader.next} takes {factor(leader.ahead)} the time"
     return by if leader.clear else f"{by} (intervals overlap)"
 
 
@@ -586,32 +572,5 @@ def _short(text: str) -> str:
     return line if len(line) <= 160 else f"{line[:159].rstrip()}…"
 
 
-def _three(value: float) -> str:
-    """Three significant digits without an exponent; whole numbers from 1,000 on."""
-    if value <= 0:
-        return "0"
-    decimals = max(0, 2 - math.floor(math.log10(value)))
-    rounded = round(value, decimals)  # 9.999 rounds to 10.00, one digit too many
-    decimals = max(0, 2 - math.floor(math.log10(rounded))) if rounded else decimals
-    return f"{value:,.{decimals}f}"
-
-
-def _factor(value: float) -> str:
-    return f"{value:.2f}×" if value < 9.995 else f"{_three(value)}×"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def _ok_first(statuses: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(statuses.items(), key=lambda each: (each[0] != Status.OK, each[0]))
-
-
-def _workload_place(workload: str) -> tuple[int, str]:
-    usual = list(_WORKLOADS)
-    return (usual.index(workload) if workload in usual else len(usual), workload)

@@ -13,16 +13,8 @@ from rich.console import Console
 
 from attnbench.case import Case
 from attnbench.store import COLUMNS, SCHEMA
-from attnbench.summary import (
-    as_json,
-    bytes_text,
-    closing,
-    rate_text,
-    render,
-    sentences,
-    summarize_run,
-    time_text,
-)
+from attnbench.summary import as_json, closing, render, sentences, summarize_run
+from attnbench.words import bytes_text, rate_text, time_text
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnbench.comparison.comparing import Compared, Comparison, Mean, Ratio
 from attnbench.comparison.verdicts import Change, Verdict, change_text, percent_text
-from attnbench.summary import bytes_text, time_text
+from attnbench.words import bytes_text, count_text, time_text
 
 _NAMED = 3  # up to so many cases that share an explanation are named
 _ERRORS = {"rel_err_o": "o", "rel_err_dq": "dq", "rel_err_dk": "dk", "rel_err_dv": "dv"}
@@ -23,14 +23,14 @@ def closing(found: Comparison) -> str:
             Verdict.MISSING: "on one side only",
         }.get(verdict, str(verdict))
         verb = ("is " if count == 1 else "are ") if not parts else ""
-        of = f" of {_count(total, 'case')}" if not parts else ""
+        of = f" of {count_text(total, 'case')}" if not parts else ""
         parts.append(f"{count:,}{of} {verb}{words}{_worst(found, verdict)}")
     memory = sum(each.memory is not None and each.memory.worse for each in found.cases)
     if memory:
         parts.append(f"{memory:,} {'needs' if memory == 1 else 'need'} more memory")
     regressed = len(found.regressions)
     none = "No regression was shown" if found.doubtful else "No regression"
-    end = _count(regressed, "regression") if regressed else none
+    end = count_text(regressed, "regression") if regressed else none
     return f"{', '.join(parts)}. {end}."
 
 
@@ -65,7 +65,7 @@ def explanations(cases: Sequence[Compared]) -> list[str]:
     for each in cases:
         alike.setdefault(explanation(each).removeprefix(each.name), []).append(each)
     return [
-        f"{', '.join(each.name for each in same) if len(same) <= _NAMED else _count(len(same), 'case')}{text}."
+        f"{', '.join(each.name for each in same) if len(same) <= _NAMED else count_text(len(same), 'case')}{text}."
         for text, same in alike.items()
     ]
 
@@ -143,7 +143,3 @@ def _worst(found: Comparison, verdict: Verdict) -> str:
 
 def _factor(value: float) -> str:
     return f"{value:.3f}" if value < 9.9995 else f"{value:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
