@@ -25,7 +25,7 @@ _PATIENCE_S = 1.0
 
 
 def _locked(descriptor: int) -> bool:
-    """Take the lock if it is free; True as well if it is ours already."""
+    """Take the lock if it is free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -51,14 +51,14 @@ def device_lock(device_id: str) -> Iterator[int]:
         raise UserError(f"cannot open the device lock {path}: {error.strerror}") from error
     try:
         deadline = now_s() + _PATIENCE_S
-        while not _locked(descriptor) and now_s() < deadline:
+        while not _locked(descriptor):
+            if now_s() >= deadline:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise UserError(
+                    f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb "
+                    "each other: wait for it to end"
+                )
             time.sleep(0.02)
-        if not _locked(descriptor):
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"another attnbench (process {holder}) is timing on {device_id}; two at a time would disturb "
-                "each other: wait for it to end"
-            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
