@@ -13,14 +13,13 @@ _RESERVED = 1024  # bytes of shared memory that the hardware keeps for itself in
 MAX_SEGMENTS = 256
 MIN_TOKENS_PER_SEGMENT = 256
 
-# The cost model's constants, fitted with the times of the table's rows to 1,100 timings on an H200.
+# The cost model's constants, fitted with the times of the table's rows to timings on an H200
+# (results/h200/joint-search.csv).
 _STATE_CHUNK = 0.5  # a chunk that only adds to the state, k and v alone, in chunks
 _EARLIER_STATE = 0.54  # reading one earlier segment's state back, in chunks
 _LAST_WALK = 0.9  # what of the longest walk is left when all other programs have ended
 _BROKEN_ROUND = 0.5  # the least that a last, incomplete round of programs costs, in rounds
-_MORE_ROUNDS = (
-    1.07  # segments in several rounds: scans and tiles of a head lose each other, and the L2's help
-)
+_MORE_ROUNDS = 1.07  # segments in several rounds: scans and tiles of a head lose each other, and the L2
 _SEGMENTED_US = 3.0  # and once
 _FIRST_PASS_US = 8.0  # a first of two passes: starting it, and filling its pipelines
 
@@ -221,9 +220,8 @@ def _extra_chunks(remembered: float, *, length: int, segments: int) -> tuple[flo
     later = segments - 1
     if not later:
         return 0.0, 0.0
-    if walks(
-        remembered, length=length
-    ):  # within two segments: only the first of the later ones may be short of it
+    if walks(remembered, length=length):
+        # It lies within two segments, so only the first of the later ones has less than all of it before it.
         total = _STATE_CHUNK * (min(remembered, length) + (later - 1) * remembered)
         return total / segments, _STATE_CHUNK * min(remembered, later * length)
     back = later if math.isinf(remembered) else min(later, math.ceil(remembered / length))
