@@ -6,30 +6,36 @@ import json
 import shlex
 import signal
 import sys
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.errors import UserError
+from attnbench.options import (
+    AllowDifferent,
+    DeviceOption,
+    Dtypes,
+    Exit,
+    Explain,
+    Format,
+    Json,
+    Mechanisms,
+    ReportFile,
+    SeqLens,
+    ShowAll,
+    Strict,
+    Threshold,
+    Waivers,
+    example,
+    make_console,
+    plain,
+)
 from attnbench.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from attnbench.case import Case
     from attnbench.sweeps.loader import Device, Sweep
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    FINE = 0
-    REGRESSION = 1  # or an incorrect mechanism
-    USAGE = 2
-    INCONCLUSIVE = 3  # or nothing there to judge
-    INTERRUPTED = 130
 
 
 app = typer.Typer(
@@ -58,10 +64,6 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
-def _example(line: str) -> str:
-    return f"Example: {line}"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"attnbench {__version__}")
@@ -77,17 +79,7 @@ def _root(
     pass
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
-Mechanisms = Annotated[
-    list[str] | None,
-    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
-]
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
-SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
-
-
-@app.command("list", epilog=_example("attnbench list --json"))
+@app.command("list", epilog=example("attnbench list --json"))
 def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
     """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
     from attnbench.measure.environment import pick_device
@@ -121,7 +113,7 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
         return
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     table = Table(title=f"Mechanisms on {kind}", title_justify="left")
     for name in ("mechanism", "semantics", "cost", "workloads", "dtypes", "provider here, or why not"):
         # Workloads in two lines, so that the reasons have room.
@@ -134,14 +126,14 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
             row["cost"],
             " ".join(row["workloads"]),
             " ".join(row["dtypes"] or ()),
-            _plain(row["provider"] or f"not here: {row['why_not']}"),
+            plain(row["provider"] or f"not here: {row['why_not']}"),
         )
     console.print(table)
     console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
 
 
 @app.command(
-    epilog=_example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run")
+    epilog=example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run")
 )
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
@@ -234,7 +226,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
     if resume and out is None:
         raise UserError("--resume needs --out: the folder of the run to go on with")
     path = out or default_folder(grid)
-    console = _console(stderr=True)
+    console = make_console(stderr=True)
     try:
         outcome = run_sweep(
             grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
@@ -256,7 +248,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
         }
         print(json.dumps(report, indent=1))
         return
-    summary.render(found, _console())
+    summary.render(found, make_console())
     print(f"\nResults: {outcome.results}")
     if figures:
         print(f"Figures: {figures[0].parent} ({len(figures)} files)")
@@ -277,7 +269,7 @@ def _draw(frame: Any, folder: Path) -> list[Path]:
     return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
-@app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
+@app.command(epilog=example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
@@ -306,11 +298,11 @@ def plot(
     if json_:
         print(json.dumps({"figures": [str(f) for f in files], **summary.as_json(found)}, indent=1))
         return
-    summary.render(found, _console())
+    summary.render(found, make_console())
     print(f"\nFigures: {folder} ({len(files)} files)")
 
 
-@app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
+@app.command(epilog=example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
 def verify(
     mechanism: Mechanisms = None,
     dtype: Dtypes = None,
@@ -351,7 +343,7 @@ def verify(
         values = parse_sizes(value_dim, axis="--value-dim") if value_dim else None
         dims = tuple((d, e) for d in widths for e in (values or (d,)))
     cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
-    with ticking(_console(stderr=True), total=len(cases)) as ticker:
+    with ticking(make_console(stderr=True), total=len(cases)) as ticker:
         found = verification.verify(cases, device=kind, seed=seed, finished=ticker.finished)
     if json_:
         print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))
@@ -366,7 +358,7 @@ def verify(
 def _print_findings(found: list[Any]) -> None:
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     table = Table(title="Largest relative error against the fp64 oracle", title_justify="left")
     for name in ("mechanism", "dtype", "shapes", "o", "dq", "dk", "dv", "allowed", "verdict"):
         table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
@@ -378,12 +370,12 @@ def _print_findings(found: list[Any]) -> None:
     console.print(table)
     for f in found:
         if f.why_unsupported:
-            console.print(_plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
+            console.print(plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
         for fault in f.faults:
-            console.print(_plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
+            console.print(plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
 
 
-@app.command(epilog=_example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
+@app.command(epilog=example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
 def tune(
     kernel: Annotated[
         list[str] | None, typer.Argument(help="lightning2 or lightning1; default: lightning2.")
@@ -449,7 +441,7 @@ def tune(
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-@app.command(epilog=_example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
+@app.command(epilog=example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
 def compare(
     sides: Annotated[
         list[str] | None,
@@ -460,9 +452,7 @@ def compare(
     ] = None,
     base: Annotated[list[str] | None, typer.Option("--base", help="One more of the base side.")] = None,
     new: Annotated[list[str] | None, typer.Option("--new", help="One more of the new side.")] = None,
-    threshold: Annotated[
-        str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")
-    ] = None,
+    threshold: Threshold = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -470,20 +460,13 @@ def compare(
             help="Standard deviation of process medians on this machine, for a side with one process: 1%.",
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Show the cases that stayed the same too.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Give the reason of each verdict.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
-    ] = False,
-    allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
-    ] = False,
-    format_: Annotated[
-        str, typer.Option("--format", help="table, json, markdown, junit or github (annotations).")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the report to a file; stdout has the verdict.")
-    ] = None,
+    waivers: Waivers = None,
+    all_: ShowAll = False,
+    explain: Explain = False,
+    strict: Strict = False,
+    allow_different: AllowDifferent = False,
+    format_: Format = "table",
+    out: ReportFile = None,
 ) -> None:
     """Compare two sets of runs, case by case: what became slower, faster, broken, or needs more memory?
 
@@ -493,11 +476,12 @@ def compare(
     \b
     Exit codes:
       0  no regression
-      1  a regression: slower, broken (ok before and not now), or more peak memory
+      1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
       2  bad input, or a different device or protocol without --allow-different
       3  no regression, but with --strict a case is unclear or no longer measured
     """
-    from attnbench.comparison import command, formats, words
+    from attnbench.comparison import command
+    from attnbench.comparison.formats import Wanted
 
     asked = command.request(
         sides_given=sides or (),
@@ -505,24 +489,19 @@ def compare(
         new=new or (),
         threshold=threshold,
         noise=noise,
+        waivers=waivers,
         format_=format_,
     )
     found = command.run(asked, allow_different=allow_different)
-    wanted = formats.Wanted(everything=all_, explain=explain, strict=strict)
-    if out is not None:
-        command.save(formats.TEXTS[asked.format](found, wanted), out)
-        print(words.closing(found))
-    elif asked.format == "table":
-        formats.table(found, wanted, _console())
-    else:
-        print(formats.TEXTS[asked.format](found, wanted), end="")
-    if found.regressions:
+    wanted = Wanted(everything=all_, explain=explain, strict=strict)
+    command.hand_over(found, wanted, form=asked.format, out=out, console=make_console())
+    if found.failed:
         raise typer.Exit(Exit.REGRESSION)
     if strict and found.doubtful:
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-@app.command(epilog=_example("attnbench env --json"))
+@app.command(epilog=example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""
     from attnbench.measure.environment import collect, pick_device
@@ -533,18 +512,3 @@ def env(json_: Json = False, device: DeviceOption = "auto") -> None:
         return
     for name, value in record.items():
         print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console.width = max(console.width, 110)  # a file or a pipe has no width of its own
-    return console
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

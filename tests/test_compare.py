@@ -319,7 +319,7 @@ def test_a_path_with_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b").touch()
     assert command.request(
-        sides_given=["a,b", "c,d"], base=[], new=[], threshold=None, noise=None, format_="table"
+        sides_given=["a,b", "c,d"], base=[], new=[], threshold=None, noise=None, waivers=None, format_="table"
     ).base == [Path("a,b")]
 
 

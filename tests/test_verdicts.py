@@ -19,7 +19,8 @@ from scipy import stats
 from attnbench import store
 from attnbench.case import Case, Status, Workload
 from attnbench.comparison import ratios, verdicts
-from attnbench.comparison.comparing import Comparison, compare
+from attnbench.comparison.comparing import compare
+from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, judge_errors, judge_memory, judge_status, judge_time
 from attnbench.errors import UserError
 
