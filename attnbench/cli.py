@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attnbench.errors import UserError
+from attnbench.gate.commands import check, noise
 from attnbench.options import (
     AllowDifferent,
     DeviceOption,
@@ -225,7 +226,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
 
     if resume and out is None:
         raise UserError("--resume needs --out: the folder of the run to go on with")
-    path = out or default_folder(grid)
+    path = out or default_folder(grid.name)
     console = make_console(stderr=True)
     try:
         outcome = run_sweep(
@@ -499,6 +500,10 @@ def compare(
         raise typer.Exit(Exit.REGRESSION)
     if strict and found.doubtful:
         raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+app.command(epilog=example("attnbench noise ci"))(noise)
+app.command(epilog=example("attnbench check ci --against main --time-budget 5m --explain"))(check)
 
 
 @app.command(epilog=example("attnbench env --json"))

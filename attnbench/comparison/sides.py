@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAMES = ("base", "new")
 
 # A difference in these compares two questions, not two answers.
-_DECISIVE = ("device", "cache", "launch")
+DECISIVE = ("device", "cache", "launch")
 _OPTIONAL = ("library ", "variable ")
 
 
@@ -91,18 +91,18 @@ def differences(base: pd.DataFrame, new: pd.DataFrame) -> list[Difference]:
 
     What no run of a side states is unknown and no difference.
     """
-    stated = [_stated_by_runs(frame) for frame in (base, new)]
+    by_runs = [_stated_by_runs(frame) for frame in (base, new)]
     # A library or variable that one run names and another does not is absent there: that is a difference too.
-    optional = {name for side in stated for run in side for name in run if name.startswith(_OPTIONAL)}
+    optional = {name for side in by_runs for run in side for name in run if name.startswith(_OPTIONAL)}
     sides = [
         _facts(frame, [{**dict.fromkeys(optional, "absent"), **run} for run in side])
-        for frame, side in zip((base, new), stated, strict=True)
+        for frame, side in zip((base, new), by_runs, strict=True)
     ]
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         values = [tuple(sorted(side.get(name, ()))) for side in sides]
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
-            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in _DECISIVE))
+            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in DECISIVE))
     return sorted(found, key=lambda each: not each.decisive)
 
 
@@ -126,29 +126,7 @@ def notices(base: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     return said
 
 
-# ------------------------------------------------------------------------------------------------------------
-
-
-def _stated_by_runs(frame: pd.DataFrame) -> list[dict[str, str]]:
-    records: Mapping[str, Mapping[str, Any]] = frame.attrs.get("runs", {})
-    return [_stated(records[run]) for run in sorted(set(frame["run_id"]) & set(records))]
-
-
-def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
-    """The known values of each fact over the runs of a side."""
-    facts: dict[str, set[str]] = {name: set() for name in _DECISIVE}
-    for run in stated:
-        for name, value in run.items():
-            facts.setdefault(name, set()).add(value)
-    # What the worker said of its device counts before what the sweep's own process said.
-    facts["device"] = {str(device) for device in frame["device"].dropna()} or facts["device"]
-    timed = frame[frame["provider"].notna()]
-    for mechanism, provider in set(zip(timed["mechanism"], timed["provider"], strict=True)):
-        facts.setdefault(f"provider of {mechanism}", set()).add(str(provider))
-    return facts
-
-
-def _stated(record: Mapping[str, Any]) -> dict[str, str]:
+def stated(record: Mapping[str, Any]) -> dict[str, str]:
     """One run's record as facts by name, those that bear on a time."""
     environment = _part(record, "environment")
     gpu, git = _part(environment, "gpu"), _part(environment, "git")
@@ -159,12 +137,35 @@ def _stated(record: Mapping[str, Any]) -> dict[str, str]:
         "driver": gpu.get("driver"),
         "GPU unit": gpu.get("uuid"),
         "clocks locked": gpu.get("clocks_locked"),
+        "highest SM clock": gpu.get("max_sm_clock_mhz"),
         **{name: environment.get(name) for name in ("cuda", "cudnn", "attnbench", "python", "processor")},
         "commit": f"{str(git['commit'])[:12]}{dirty}" if git.get("commit") else None,
     }
     facts |= {f"library {name}": value for name, value in _part(environment, "versions").items()}
     facts |= {f"variable {name}": value for name, value in _part(environment, "variables").items()}
     return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _stated_by_runs(frame: pd.DataFrame) -> list[dict[str, str]]:
+    records: Mapping[str, Mapping[str, Any]] = frame.attrs.get("runs", {})
+    return [stated(records[run]) for run in sorted(set(frame["run_id"]) & set(records))]
+
+
+def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
+    """The known values of each fact over the runs of a side."""
+    facts: dict[str, set[str]] = {name: set() for name in DECISIVE}
+    for run in stated:
+        for name, value in run.items():
+            facts.setdefault(name, set()).add(value)
+    # What the worker said of its device counts before what the sweep's own process said.
+    facts["device"] = {str(device) for device in frame["device"].dropna()} or facts["device"]
+    timed = frame[frame["provider"].notna()]
+    for mechanism, provider in set(zip(timed["mechanism"], timed["provider"], strict=True)):
+        facts.setdefault(f"provider of {mechanism}", set()).add(str(provider))
+    return facts
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
