@@ -117,18 +117,18 @@ class Gate:
             if count >= _FEWEST and not self._affordable(1, cases):
                 self.tell(f"the time budget ends the measuring after {count} processes a side")
                 return
+            worth = [case for case in cases if case.case_id not in self._hopeless()]
             for side in self.sides if count % 2 == 0 else self.sides[::-1]:
-                self._measure(side, cases=cases, until=until)
+                self._measure(side, cases=worth, until=until)
 
     def _measure(self, side: str, *, cases: Sequence[Case], until: int) -> None:
         done = self._done.setdefault(side, [])
-        worth = [case for case in cases if case.case_id not in self._hopeless()]
-        process = self.source.process(side, number=len(done) + 1, cases=worth)
+        process = self.source.process(side, number=len(done) + 1, cases=cases)
         done.append(process)
         self.spent_s += process.wall_s or 0.0
         bad = sum(row["status"] != Status.OK for row in process.rows)
         missing = sum(until - len(self._done.get(each, ())) for each in self.sides)
-        left = f"; about {duration(missing * process.seconds_for(len(worth)))} left" if missing else ""
+        left = f"; about {duration(missing * process.seconds_for(len(cases)))} left" if missing else ""
         self.tell(
             f"{side}, process {len(done)} of {until}: {count_text(len(process.rows), 'case')} in "
             f"{duration(process.wall_s or 0.0)}{f', {bad} not ok' if bad else ''}{left}"
