@@ -19,7 +19,7 @@ from attnbench.comparison import words
 from attnbench.comparison.found import Compared, Comparison
 from attnbench.comparison.verdicts import Verdict
 
-_LEFT = ("mechanism", "workload", "shape", "verdict")
+_LEFT = ("case", "mechanism", "workload", "shape", "verdict")
 _STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.SLOWER: "bold red",
@@ -89,9 +89,9 @@ def markdown(found: Comparison, wanted: Wanted) -> str:
     rows = words.shown(found, everything=wanted.everything)
     parts = [f"**{_escaped(words.closing(found))}**"]
     if rows:
-        parts.append(_markdown_table(words.HEADINGS, map(words.cells, rows)))
+        parts.append(markdown_table(words.HEADINGS, map(words.cells, rows)))
     if found.means:
-        parts.append(_markdown_table(words.MEAN_HEADINGS, map(words.mean_cells, found.means)))
+        parts.append(markdown_table(words.MEAN_HEADINGS, map(words.mean_cells, found.means)))
     reasons = words.explanations(rows) if wanted.explain else []
     said = [*reasons, *words.remarks(found)]
     if said:
@@ -163,6 +163,13 @@ def github(found: Comparison, wanted: Wanted) -> str:
     return "\n".join([*lines, _command(kind, wanted.title, words.closing(found))]) + "\n"
 
 
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; names stand to the left, numbers to the right."""
+    lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
+    lines += [[_escaped(text) for text in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 # Formats that are one text. The table is apart: on a terminal it knows the width and has colours.
 TEXTS: Mapping[str, Callable[[Comparison, Wanted], str]] = {
     "table": table_text,
@@ -218,12 +225,6 @@ def _case_json(each: Compared) -> dict[str, Any]:
 
 def _change_json(change: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(change), "ratio": change.ratio}
-
-
-def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
-    lines += [[_escaped(text) for text in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escaped(text: str) -> str:

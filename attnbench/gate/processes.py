@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from attnbench.executors.run_folder import open_run
 from attnbench.executors.supervised import SupervisedWorker
 from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
+from attnbench.measure.clock import now_s
 from attnbench.sweeping import run_record
 from attnbench.sweeps.loader import Sweep
 
@@ -71,6 +72,10 @@ class FreshProcesses:
     lock: int
     teller: Teller
 
+    def folder_of(self, side: str, number: int) -> Path:
+        """The run folder of a process."""
+        return self.folder / "processes" / f"{side}-{number:02d}"
+
     def left(self, side: str, *, after: int) -> int | None:
         return None
 
@@ -80,7 +85,7 @@ class FreshProcesses:
         known = [case for case in cases if tree.knows(case)]
         if not known:
             return Process(table=store.to_table([], records={}), start_s=0.0, wall_s=0.0)
-        path = self.folder / "processes" / f"{side}-{number:02d}"
+        path = self.folder_of(side, number)
         gate = {"side": side, "number": number, "tree": tree.label}
         folder = open_run(
             path, record={**run_record(self.sweep, command=self.command), "gate": gate}, resume=False
@@ -95,8 +100,12 @@ class FreshProcesses:
             timed_only=number > 1 and all("timed_only" in each.options for each in self.trees.values()),
         )
         executor = LocalExecutor(folder=folder, worker=worker, ceilings=False)
+        begun = now_s()
         executor.run(known, started=self.teller.case, finished=lambda row: None)
-        return _process(store.load_table(path), executor.folder.record)
+        # With the end of its worker, which the run's own record of its effort leaves out.
+        return replace(
+            recorded_process(store.load_table(path), executor.folder.record), wall_s=now_s() - begun
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +122,7 @@ class RecordedProcesses:
         wanted = pa.array([case.case_id for case in cases], type=pa.string())
         rows = table.filter(pc.is_in(table["case_id"], value_set=wanted))
         (record,) = store.records(table).values()
-        return _process(rows, record)
+        return recorded_process(rows, record)
 
 
 def recorded(paths: Sequence[Path], *, sides: Sequence[str]) -> RecordedProcesses:
@@ -145,7 +154,8 @@ def recorded(paths: Sequence[Path], *, sides: Sequence[str]) -> RecordedProcesse
     return RecordedProcesses(runs={side: ordered[side] for side in sides})
 
 
-def _process(table: pa.Table, record: Mapping[str, Any]) -> Process:
+def recorded_process(table: pa.Table, record: Mapping[str, Any]) -> Process:
+    """The rows of a run with the seconds that its record tells."""
     effort = record.get("effort") or {}
     return Process(
         table=table,

@@ -13,7 +13,7 @@ import sysconfig
 import tempfile
 import tomllib
 import venv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,24 +68,45 @@ def working_tree(*, device: str) -> Tree:
 
 
 @contextmanager
-def revision(name: str, *, device: str, install: bool) -> Iterator[Tree]:
+def worktree_of(name: str) -> Iterator[Path]:
+    """A git worktree of a revision, detached, in a temporary folder until the end of the block.
+
+    Raises UserError where there is no such revision.
+    """
+    repository = checkout()
+    commit = resolve(name, repository=repository)
+    folder = Path(tempfile.mkdtemp(prefix="attnbench-revision-"))
+    try:
+        git(repository, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), commit)
+        yield folder / "tree"
+    finally:
+        subprocess.run(
+            ["git", "-C", str(repository), "worktree", "remove", "--force", str(folder / "tree")],
+            capture_output=True,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def revision(
+    name: str, *, device: str, install: bool = False, edit: Callable[[Path], None] | None = None
+) -> Iterator[Tree]:
     """A git revision of the checkout that attnbench runs from, until the end of the block.
 
     Its worktree and its environment lie in a temporary folder. The environment takes every library from this one, so
     that two sides differ in attnbench's code alone; with `install` it is one of its own, into which pip installs the
-    revision with the dependencies that it declares.
+    revision with the dependencies that it declares. edit: changes the worktree before anything runs.
 
     Raises UserError where there is no such revision, and BrokenTreeError where it does not build.
     """
-    repository = checkout()
-    commit = resolve(name, repository=repository)
+    commit = resolve(name, repository=checkout())
     label = name if commit.startswith(name) else f"{name} ({commit[:12]})"
-    folder = Path(tempfile.mkdtemp(prefix="attnbench-revision-"))
-    worktree = folder / "tree"
-    try:
-        git(repository, "worktree", "add", "--quiet", "--detach", str(worktree), commit)
+    with worktree_of(commit) as worktree:
+        folder = worktree.parent
         if not (worktree / _PACKAGE / "__init__.py").is_file():
             raise BrokenTreeError(f"the revision {label} holds no package {_PACKAGE}")
+        if edit is not None:
+            edit(worktree)
         interpreter = (_installed if install else _borrowing)(worktree, label=label, folder=folder)
         facts = _ask(interpreter, label=f"the revision {label}", device=device)
         if not Path(facts["file"]).resolve().is_relative_to(folder.resolve()):
@@ -98,12 +119,6 @@ def revision(name: str, *, device: str, install: bool) -> Iterator[Tree]:
                 f"of version {SCHEMA_VERSION}: record a run of each and use attnbench compare"
             )
         yield _tree(facts, label=label, interpreter=interpreter)
-    finally:
-        subprocess.run(
-            ["git", "-C", str(repository), "worktree", "remove", "--force", str(worktree)],
-            capture_output=True,
-        )
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def oddities(name: str) -> list[str]:
