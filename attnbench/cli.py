@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attnbench.errors import UserError
-from attnbench.gate.commands import check, noise
+from attnbench.gate.commands import bisect, check, noise
 from attnbench.options import (
     AllowDifferent,
     DeviceOption,
@@ -503,6 +503,7 @@ def compare(
 
 
 app.command(epilog=example("attnbench noise ci"))(noise)
+app.command(epilog=example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
 app.command(epilog=example("attnbench check ci --against main --time-budget 5m --explain"))(check)
 
 

@@ -45,6 +45,9 @@ Budget = Annotated[
     str | None,
     typer.Option("--time-budget", help="Measure on where a verdict is unclear, for so long in all: 90s, 5m."),
 ]
+Install = Annotated[
+    bool, typer.Option("--install", help="Let pip give the revision the libraries that it declares itself.")
+]
 NoiseFile = Annotated[
     Path | None,
     typer.Option("--noise-file", help="Record of noise; default: where attnbench noise keeps it."),
@@ -81,10 +84,7 @@ def check(
     threshold: Threshold = None,
     noise_file: NoiseFile = None,
     waivers: Waivers = None,
-    install: Annotated[
-        bool,
-        typer.Option("--install", help="Let pip give the revision the libraries that it declares itself."),
-    ] = False,
+    install: Install = False,
     replay: Replay = None,
     runs: Runs = None,
     all_: ShowAll = False,
@@ -207,4 +207,60 @@ def noise(
     else:
         against_itself.render(found, make_console())
     if found.alarms:
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+def bisect(
+    good: Annotated[str, typer.Argument(help="A revision that was fast.")],
+    bad: Annotated[str, typer.Argument(help="A later one that is slow.")],
+    case: Annotated[
+        list[str],
+        typer.Option("--case", help="The case that became slower, or a pattern: 'lightning2.bwd.*'."),
+    ],
+    sweep: Annotated[
+        str, typer.Option("--sweep", help="The preset or TOML file that the case is from.")
+    ] = "ci",
+    threshold: Threshold = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=2, help="Fresh processes a side of a step, to begin with; default: 3."
+        ),
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option("--time-budget", help="For all steps together: 90s, 5m; default: no limit.")
+    ] = None,
+    install: Install = False,
+    runs: Runs = None,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Which commit made a case slower? Searches between two revisions, by the verdicts of `check`.
+
+    Each step measures the good revision anew, in turns with a commit. Commits that do not build, or that cannot be told
+    from the good one, are skipped. Exit code 3 if no commit, or no single one, was found.
+    """
+    import json
+
+    from attnbench.comparison.command import percentage
+    from attnbench.gate import bisecting
+    from attnbench.gate.stage import Subject
+    from attnbench.gate.telling import Teller, seconds
+
+    found = bisecting.bisect(
+        Subject(sweep=sweep, cases=case, device=device, runs=runs),
+        good=good,
+        bad=bad,
+        threshold=None if threshold is None else percentage(threshold, option="--threshold"),
+        processes=processes,
+        budget_s=None if time_budget is None else seconds(time_budget, option="--time-budget"),
+        install=install,
+        command=sys.argv[1:],
+        teller=Teller(make_console(stderr=True)),
+    )
+    if json_:
+        print(json.dumps(bisecting.as_json(found, good=good, bad=bad), indent=1))
+    else:
+        print(bisecting.closing(found, good=good, bad=bad))
+    if found.first is None:
         raise typer.Exit(Exit.INCONCLUSIVE)

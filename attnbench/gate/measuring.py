@@ -60,7 +60,7 @@ class Gate:
     """Measures its sides in turns and judges them.
 
     sides: base and new, or new alone where the judge holds it to stored results. spent_s: seconds of the budget that
-    are gone already.
+    are gone already. enough: ends the measuring although cases are unclear.
     """
 
     cases: Sequence[Case]
@@ -70,6 +70,7 @@ class Gate:
     judge: Judge
     tell: Callable[[str], None]
     spent_s: float = 0.0
+    enough: Callable[[Comparison], bool] = lambda found: False
     _done: dict[str, list[Process]] = field(default_factory=dict)
 
     def run(self) -> Outcome:
@@ -82,7 +83,7 @@ class Gate:
             found = settled(self._judged(significance), before=found)
             unclear = {each.name for each in found.cases if each.verdict is Verdict.UNCLEAR}
             wanted = [case for case in self.cases if case.case_id in unclear]
-            further = self._further(wanted)
+            further = 0 if self.enough(found) else self._further(wanted)
             if not further:
                 return Outcome(comparison=found, tables=self.tables(), looks=look, spent_s=self.spent_s)
             self.tell(
