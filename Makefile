@@ -1,4 +1,5 @@
-# make sweep: from nothing to curves on what this machine has. make test: the test suite. Both make .venv first.
+# make sweep: from nothing to curves on what this machine has. make test: the test suite. make bench: the cases of the
+# gate under pytest-benchmark. Each makes .venv first.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,13 +16,16 @@ PIP       := $(BIN)/python -m pip install -q --disable-pip-version-check $(PINS)
 INSTALLED := $(VENV)/.installed
 TESTABLE  := $(VENV)/.installed-for-tests
 
-.PHONY: sweep test lint types check clean
+.PHONY: sweep test bench lint types check clean
 
 sweep: $(INSTALLED)
 	$(BIN)/attnbench sweep quick
 
 test: $(TESTABLE)
 	$(BIN)/python -m pytest -n 2
+
+bench: $(TESTABLE)
+	$(BIN)/python -m pytest benchmarks/
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .

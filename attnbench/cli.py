@@ -522,6 +522,46 @@ def compare(
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
+@app.command(
+    "import", epilog=_example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
+)
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help="JSON files that pytest benchmarks/ --benchmark-json=FILE wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the Parquet files; default: beside each JSON."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Turn the JSON of our pytest-benchmark suite into Parquet, one file each, for plot, report and compare.
+
+    A file is one process: measure several for a side of a comparison.
+    """
+    from attnbench import importing
+    from attnbench.words import count_text
+
+    done = importing.import_files(files, folder=out)
+    if json_:
+        found = [
+            {
+                "source": str(each.source),
+                "results": str(each.results),
+                "run_id": each.run_id,
+                "device": each.device,
+                "statuses": dict(each.statuses),
+            }
+            for each in done
+        ]
+        print(json.dumps(found, indent=1))
+        return
+    for each in done:
+        ended = ", ".join(f"{count:,} {status}" for status, count in each.statuses.items())
+        cases = count_text(sum(each.statuses.values()), "case")
+        print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
+
+
 @app.command(epilog=_example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""

@@ -32,6 +32,7 @@ LAYERS = (
         "progress",
         "tuning",
         "comparison",
+        "importing",
     },
     {"cli"},
     {"__main__"},
