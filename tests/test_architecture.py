@@ -33,6 +33,7 @@ LAYERS = (
         "tuning",
         "comparison",
         "importing",
+        "report",
     },
     {"cli"},
     {"__main__"},
