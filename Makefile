@@ -12,6 +12,11 @@ TORCH ?= $(if $(GPU),torch,torch==2.13.0)
 # The pins belong to the machine without a GPU: on the others torch brings the triton it was built with.
 PINS  ?= $(if $(GPU),,-c constraints.txt)
 
+comma := ,
+# The report is tested in a Chromium where there is one.
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+EXTRAS   := test,lint$(if $(CHROMIUM),$(comma)browser)
+
 PIP       := $(BIN)/python -m pip install -q --disable-pip-version-check $(PINS)
 INSTALLED := $(VENV)/.installed
 TESTABLE  := $(VENV)/.installed-for-tests
@@ -47,5 +52,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTABLE): $(INSTALLED)
-	$(PIP) -e '.[test,lint]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $@

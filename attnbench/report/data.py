@@ -159,9 +159,9 @@ def _derived(frame: pd.DataFrame) -> dict[str, list[float | None]]:
 def _since_first(frame: pd.DataFrame) -> tuple[str | None, list[float | None]]:
     """When the first case started, in ISO 8601, and the seconds from there to each: a fourth of the text."""
     moments = pd.to_datetime(frame["started_at"], utc=True, errors="coerce", format="ISO8601")
-    first = moments.min()
-    if not isinstance(first, pd.Timestamp):  # NaT
+    if moments.isna().all():
         return None, [None] * len(frame)
+    first = moments.min()
     seconds = (moments - first).dt.total_seconds()
     return first.isoformat(), [None if math.isnan(s) else round(s, 1) for s in seconds]
 
@@ -182,6 +182,8 @@ def _selectors(
     columns: dict[str, list[str | None]] = {
         f"by_{key}": [None if part is None else part[key] for part in parts] for key in _CHOICES
     }
+    # A case that never reached its device is shown with any.
+    columns["by_device"] = [None if g is None or not g.device else g.device for g in found]
     selectors: list[dict[str, Any]] = [
         {
             "key": "workload",
@@ -192,7 +194,8 @@ def _selectors(
     ]
     order = sorted({group for group in found if group is not None}, key=lambda group: group.order)
     for key, label in _CHOICES.items():
-        values = list(dict.fromkeys(_parts(group)[key] for group in order))
+        known = [group for group in order if group.device or key != "device"]
+        values = list(dict.fromkeys(_parts(group)[key] for group in known))
         if len(values) > 1 or (values and key in _ALWAYS and not (listed and key == "work")):
             loose = listed and key not in ("dtype", "device")
             selectors.append({"key": f"by_{key}", "label": label, "values": values, "open": loose})

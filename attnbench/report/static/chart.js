@@ -190,7 +190,7 @@ class Chart {
     const [low, high] = across.domain;
     for (const ceiling of DOC.ceilings) {
       for (const rate of new Set(this.rates(good))) {
-        const steps = Array.from({ length: 65 }, (_, k) => low * (high / low) ** (k / 64));
+        const steps = Array.from({ length: 65 }, (_, k) => (low > 0 ? low * (high / low) ** (k / 64) : (high * k) / 64));
         const roof = steps.map((v) => `${across.at(v)},${up.at(Math.max(Math.min((v * ceiling.copy_gbps) / 1e3, rate), up.domain[0]))}`);
         this.svg.append(element("polyline", { points: roof.join(" "), class: "reference" }));
       }

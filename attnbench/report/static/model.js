@@ -31,12 +31,17 @@ function startedAt(i) {
 
 // --- numbers -------------------------------------------------------------------------------------------------
 
+// Three digits, rounded like Python's format: what lies exactly between two goes to the even one.
 function three(value) {
   if (value <= 0) return "0";
-  const places = (v) => Math.max(0, 2 - Math.floor(Math.log10(v)));
-  const rounded = Number(value.toFixed(Math.min(places(value), 100)));
-  const digits = Math.min(rounded ? places(rounded) : places(value), 100);
-  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const places = (v) => Math.min(100, Math.max(0, 2 - Math.floor(Math.log10(v))));
+  const rounded = Number(value.toFixed(places(value)));
+  const digits = rounded ? places(rounded) : places(value);
+  const whole = Math.floor(value * 10 ** digits);
+  const between = Number.isInteger(value * 2 ** (digits + 1)) && value * 10 ** digits - whole === 0.5;
+  const said = (between && whole % 2 === 0 ? whole / 10 ** digits : value).toFixed(digits);
+  const [front, back] = said.split(".");
+  return front.replace(/\B(?=(\d{3})+$)/g, ",") + (back === undefined ? "" : `.${back}`);
 }
 
 function scaled(value, units, least) {
@@ -90,7 +95,7 @@ const listeners = [];
 const changed = () => listeners.forEach((listener) => listener());
 
 const matches = (i, keys = Object.keys(state.chosen)) =>
-  keys.every((key) => state.chosen[key] === null || text(key, i) === state.chosen[key]);
+  keys.every((key) => state.chosen[key] === null || text(key, i) === state.chosen[key] || (key === "by_device" && text(key, i) === null));
 
 const isShown = (i) => matches(i) && !state.hidden.has(text("mechanism", i));
 

@@ -132,7 +132,7 @@ class Table {
     this.filter();
     if (to < DOC.rows) {
       const later = globalThis.requestIdleCallback ?? ((work) => setTimeout(work, 20));
-      later(() => this.rows.length === to && this.grow(to, 200));
+      later(() => this.rows.length === to && this.grow(to, 400));
     }
   }
 
