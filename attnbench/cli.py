@@ -507,6 +507,94 @@ app.command(epilog=example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.
 app.command(epilog=example("attnbench check ci --against main --time-budget 5m --explain"))(check)
 
 
+@app.command(epilog=example("attnbench report runs/quick-20260101-120000 -o quick.html"))
+def report(
+    run: Annotated[
+        str, typer.Argument(help="A run: a folder or a Parquet file; several separated by commas.")
+    ],
+    base: Annotated[
+        str | None, typer.Argument(help="What to compare it with; several separated by commas.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option("--noise", help="As for compare: how far runs differ on this machine, 1%.")
+    ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
+    ] = False,
+    figures: Annotated[bool, typer.Option(help="Put the figures of plot in, to download.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; default: report.html in the run's folder.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write one HTML file of a run that needs no network: charts, findings, every row, the machine.
+
+    With BASE also the verdict of each case.
+    """
+    from attnbench.comparison.command import percentage
+    from attnbench.comparison.sides import paths_of
+    from attnbench.report import command
+
+    paths = paths_of([run])
+    made = command.report(
+        paths,
+        paths_of([base]) if base else (),
+        noise=None if noise is None else percentage(noise, option="--noise"),
+        allow_different=allow_different,
+        figures=figures,
+        tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+    )
+    path = out or command.default_path(paths[0])
+    command.save(made.html, path)
+    if json_:
+        size = len(made.html.encode())
+        print(json.dumps({"report": str(path), "bytes": size, "left_out": list(made.left_out)}, indent=1))
+        return
+    print(f"Report: {path}")
+    if made.left_out:
+        print(f"{len(made.left_out)} figures would make it too large; attnbench plot writes them.")
+
+
+@app.command(
+    "import", epilog=example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
+)
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help="JSON files that pytest benchmarks/ --benchmark-json=FILE wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the Parquet files; default: beside each JSON."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Turn the JSON of our pytest-benchmark suite into Parquet, one file each, for plot, report and compare.
+
+    A file is one process: measure several for a side of a comparison.
+    """
+    from attnbench import importing
+    from attnbench.words import count_text
+
+    done = importing.import_files(files, folder=out)
+    if json_:
+        found = [
+            {
+                "source": str(each.source),
+                "results": str(each.results),
+                "run_id": each.run_id,
+                "device": each.device,
+                "statuses": dict(each.statuses),
+            }
+            for each in done
+        ]
+        print(json.dumps(found, indent=1))
+        return
+    for each in done:
+        ended = ", ".join(f"{count:,} {status}" for status, count in each.statuses.items())
+        cases = count_text(sum(each.statuses.values()), "case")
+        print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
+
+
 @app.command(epilog=example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""

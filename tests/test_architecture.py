@@ -33,6 +33,8 @@ LAYERS = (
         "tuning",
         "comparison",
         "gate",
+        "importing",
+        "report",
     },
     {"cli"},
     {"__main__"},

@@ -106,6 +106,22 @@ def differences(base: pd.DataFrame, new: pd.DataFrame) -> list[Difference]:
     return sorted(found, key=lambda each: not each.decisive)
 
 
+def between_records(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """In what two runs' environments and protocols differ, by their records alone; decisive ones first.
+
+    What one of them does not state is no difference, but for a library or variable, which is absent there. The
+    commit and the version of attnbench are what a comparison of two records is about, and no difference either.
+    """
+    told = [stated(record) for record in (base, new)]
+    found = []
+    for name in dict.fromkeys([*told[0], *told[1]]):
+        values = [side.get(name, "absent" if name.startswith(_OPTIONAL) else None) for side in told]
+        if name not in ("commit", "attnbench") and None not in values and values[0] != values[1]:
+            sides = [(str(value),) for value in values]
+            found.append(Difference(name=name, base=sides[0], new=sides[1], decisive=name in DECISIVE))
+    return sorted(found, key=lambda each: not each.decisive)
+
+
 def notices(base: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """What else is odd about the runs, in words without a full stop."""
     runs = [set(frame["run_id"]) for frame in (base, new)]

@@ -151,15 +151,13 @@ def _stored(asked: Request, stage: Stage, *, path: Path, teller: Teller) -> pd.D
 
 def _need_same_machine(asked: Request, stage: Stage, frame: pd.DataFrame, *, path: Path) -> None:
     """Refuse a baseline of another device or protocol before minutes are spent on measuring."""
-    here = sides.stated(stage.record)
-    for record in frame.attrs["runs"].values():
-        there = sides.stated(record)
-        for name in sides.DECISIVE if not asked.allow_different else ():
-            if name in here and name in there and here[name] != there[name]:
-                raise UserError(
-                    f"the baseline {path} is not comparable ({name}: {there[name]} there, {here[name]} here); "
-                    "--allow-different compares them all the same"
-                )
+    for record in frame.attrs["runs"].values() if not asked.allow_different else ():
+        decisive = [d.sentence() for d in sides.between_records(record, stage.record) if d.decisive]
+        if decisive:
+            raise UserError(
+                f"the baseline {path} is not comparable ({'; '.join(decisive)}); --allow-different compares them all "
+                "the same"
+            )
 
 
 def _known_noise(asked: Request, stage: Stage) -> noise.Known:

@@ -19,7 +19,7 @@ from attnbench.executors.supervised import SupervisedWorker
 from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
 from attnbench.measure.clock import now_s
-from attnbench.sweeping import run_record
+from attnbench.sweeping import new_record
 from attnbench.sweeps.loader import Sweep
 
 
@@ -88,7 +88,7 @@ class FreshProcesses:
         path = self.folder_of(side, number)
         gate = {"side": side, "number": number, "tree": tree.label}
         folder = open_run(
-            path, record={**run_record(self.sweep, command=self.command), "gate": gate}, resume=False
+            path, record={**new_record(self.sweep, command=self.command), "gate": gate}, resume=False
         )
         worker = SupervisedWorker(
             device=self.sweep.device,

@@ -126,7 +126,7 @@ def oddities(name: str) -> list[str]:
     repository = checkout()
     commit = resolve(name, repository=repository)
     said = []
-    if git(repository, "status", "--porcelain"):
+    if git(repository, "status", "--porcelain", "--", _PACKAGE):
         said.append("the working tree has uncommitted changes, and they are part of the new side")
     measuring = git(repository, "diff", "--name-only", commit, "--", f"{_PACKAGE}/measure").splitlines()
     if measuring:
