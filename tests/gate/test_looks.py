@@ -34,12 +34,12 @@ def _p_values(seed: int, *, log_ratio: float = 0.0, spread: float = 0.01) -> lis
 
 
 def test_looking_again_does_not_find_what_is_not_there() -> None:
-    """300 A/A gates of five looks each: at most the 5 % of one look alarm, where looks at 5 % each alarm in 10 %."""
+    """300 A/A gates of five looks each: no more alarm than at one look of 5 %, where looks at 5 % each alarm in 15 %."""
     looks = [_p_values(seed) for seed in range(300)]
     patient = sum(any(p < level(k) for k, p in enumerate(found, start=1)) for found in looks)
     naive = sum(min(found) < SIGNIFICANCE for found in looks)
-    assert patient <= 0.05 * 300
-    assert naive > 0.08 * 300, "or the correction would have nothing to correct"
+    assert patient <= 26  # 15 expected at the most, and 3 standard deviations more
+    assert naive >= 35, "or the correction would have nothing to correct"
 
 
 def test_looking_again_finds_what_is_there() -> None:
