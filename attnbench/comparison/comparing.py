@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from attnbench.case import Case, Status, Workload
-from attnbench.comparison import ratios, sides
+from attnbench.comparison import picks, ratios, sides
 from attnbench.comparison.found import Compared, Comparison, Mean, Ratio, worst_first
 from attnbench.comparison.ratios import Effect
 from attnbench.comparison.verdicts import (
@@ -38,7 +38,7 @@ _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
 _SIZES = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
 _COLUMNS = (
     *("case_id", "run_id", "mechanism", "workload", *_SIZES, "dtype", "causal"),
-    *("status", "reason", "samples_ms", "median_ms", "peak_bytes", *_ERRORS),
+    *("status", "reason", "samples_ms", "median_ms", "peak_bytes", "kernels", "config", *_ERRORS),
 )
 
 
@@ -254,6 +254,7 @@ def _compared(
         memory=judge_memory(_known(pair.base, "peak_bytes"), _known(pair.new, "peak_bytes")),
         errors=judge_errors(errors[0], errors[1], dtype=pair.case.dtype),
         threshold=limit,
+        pick=picks.difference(pair.base, pair.new),
     )
 
 

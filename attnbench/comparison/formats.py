@@ -210,6 +210,7 @@ def _case_json(each: Compared) -> dict[str, Any]:
         "verdict": str(each.verdict),
         "regressed": each.regressed,
         "reason": each.reason,
+        "pick": each.pick,
         "waived": each.waived,
         "threshold": each.threshold,
         "base_ms": each.base_ms,

@@ -40,6 +40,7 @@ class Compared:
     memory: Change | None
     errors: tuple[Change, ...]
     threshold: float  # the change that counts in this case, a share
+    pick: str | None = None  # what else ran on the new side, in words without a full stop
     waived: str | None = None  # why a regression is put up with, in words without a full stop
 
     @property

@@ -57,8 +57,8 @@ def sentences(found: Comparison) -> Sequence[str]:
 def explanation(each: Compared) -> str:
     """Why a case has its verdict, and what else changed: one line."""
     memory = f"; peak memory {memory_words(each.memory)}" if each.memory and each.memory.worse else ""
-    waived = f"; {each.waived}" if each.waived else ""
-    return f"{each.name}: {each.verdict}: {each.reason}{memory}{waived}"
+    said = [text for text in (each.pick, each.waived) if text]
+    return "; ".join([f"{each.name}: {each.verdict}: {each.reason}{memory}", *said])
 
 
 def explanations(cases: Sequence[Compared]) -> list[str]:

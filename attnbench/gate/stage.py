@@ -70,6 +70,11 @@ class Stage:
         """However the measuring ends, what was measured is one file then."""
         try:
             yield
+        except KeyboardInterrupt:
+            gate.tell(
+                "stopped" + ("" if self.folder is None else f"; what was measured lies in {self.folder}")
+            )
+            raise
         finally:
             if self.results is not None and gate.measured:
                 store.write(store.merge(gate.tables().values()), self.results)

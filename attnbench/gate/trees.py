@@ -100,7 +100,7 @@ def revision(
     Raises UserError where there is no such revision, and BrokenTreeError where it does not build.
     """
     commit = resolve(name, repository=checkout())
-    label = name if commit.startswith(name) else f"{name} ({commit[:12]})"
+    label = commit[:12] if commit.startswith(name) else f"{name} ({commit[:12]})"
     with worktree_of(commit) as worktree:
         folder = worktree.parent
         if not (worktree / _PACKAGE / "__init__.py").is_file():
@@ -204,7 +204,7 @@ def _borrowing(worktree: Path, *, label: str, folder: Path) -> Interpreter:
     # A folder that holds the package alone: the other folders of the root must not become importable.
     (folder / "path").mkdir()
     (folder / "path" / _PACKAGE).symlink_to(worktree / _PACKAGE, target_is_directory=True)
-    ours = [path for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) if path]
+    ours = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if site.ENABLE_USER_SITE:
         ours.append(site.getusersitepackages())
     lines = [

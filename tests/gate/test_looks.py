@@ -34,7 +34,7 @@ def _p_values(seed: int, *, log_ratio: float = 0.0, spread: float = 0.01) -> lis
 
 
 def test_looking_again_does_not_find_what_is_not_there() -> None:
-    """300 A/A gates of five looks each: no more alarm than at one look of 5 %, where looks at 5 % each alarm in 15 %."""
+    """300 A/A gates of five looks: no more alarm than at one look of 5 %, where looks at 5 % each alarm in 15 %."""
     looks = [_p_values(seed) for seed in range(300)]
     patient = sum(any(p < level(k) for k, p in enumerate(found, start=1)) for found in looks)
     naive = sum(min(found) < SIGNIFICANCE for found in looks)
