@@ -478,7 +478,7 @@ def compare(
     Exit codes:
       0  no regression
       1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
-      2  bad input, or a different device or protocol without --allow-different
+      2  bad input, or another device, driver, library or protocol without --allow-different
       3  no regression, but with --strict a case is unclear or no longer measured
     """
     from attnbench.comparison import command

@@ -45,7 +45,7 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
 ]
 AllowDifferent = Annotated[
-    bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
+    bool, typer.Option("--allow-different", help="Compare across devices, drivers, libraries, protocols.")
 ]
 Format = Annotated[
     str,

@@ -57,10 +57,10 @@ def compare(
 
     threshold: the change that counts, as a share; in a case whose noise is more than half of it, twice the noise.
     noise: of this machine; a side with a single process is judged by it. significance: the share of false alarms
-    among the alarms that is put up with. allow_different: compare across devices and protocols too.
+    among the alarms that is put up with. allow_different: compare across devices, libraries and protocols too.
 
-    Raises UserError when the sides share no case, base has none that is ok, a time is not above 0, or a
-    device or protocol differs.
+    Raises UserError when the sides share no case, base has none that is ok, a time is not above 0, or a device, driver,
+    library that computed something, or protocol differs.
     """
     sides.check_sides(base, new)
     differences = sides.differences(base, new)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 NAMES = ("base", "new")
 
-# A difference in these compares two questions, not two answers.
-DECISIVE = ("device", "cache", "launch")
+# A difference in these compares two questions, or two machines, and not two answers. Of libraries it is those that
+# computed something, and the two that everything here rests on.
+_DECISIVE = ("device", "driver", "cuda", "cache", "launch", "library torch", "library triton")
 _OPTIONAL = ("library ", "variable ")
 
 
@@ -69,15 +70,23 @@ def load_side(paths: Sequence[Path], *, name: str) -> pd.DataFrame:
     return frame
 
 
-def check_sides(base: pd.DataFrame, new: pd.DataFrame) -> None:
-    """Refuse what cannot be compared at all.
+def check_base(base: pd.DataFrame) -> None:
+    """Refuse a base that nothing can be held to.
 
-    Raises UserError when the base side has no case that is ok, or the sides share no case.
+    Raises UserError when it has no case that is ok.
     """
     if not (base["status"] == Status.OK).any():
         ended = base["status"].value_counts()
         how = ", ".join(f"{count:,} {status}" for status, count in sorted(ended.items()))
         raise UserError(f"the base side has no case with status ok, so nothing can be held to it ({how})")
+
+
+def check_sides(base: pd.DataFrame, new: pd.DataFrame) -> None:
+    """Refuse what cannot be compared at all.
+
+    Raises UserError when the base side has no case that is ok, or the sides share no case.
+    """
+    check_base(base)
     ours, theirs = set(base["case_id"]), set(new["case_id"])
     if not ours & theirs:
         raise UserError(
@@ -98,11 +107,14 @@ def differences(base: pd.DataFrame, new: pd.DataFrame) -> list[Difference]:
         _facts(frame, [{**dict.fromkeys(optional, "absent"), **run} for run in side])
         for frame, side in zip((base, new), by_runs, strict=True)
     ]
+    # A provider's label begins with its distribution: `flash-attn 2.8.3`.
+    labels = {str(label) for frame in (base, new) for label in frame["provider"].dropna().unique()}
+    decisive = {*_DECISIVE, *(f"library {label.split(' ')[0]}" for label in labels)}
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         values = [tuple(sorted(side.get(name, ()))) for side in sides]
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
-            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in DECISIVE))
+            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in decisive))
     return sorted(found, key=lambda each: not each.decisive)
 
 
@@ -118,7 +130,7 @@ def between_records(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[Dif
         values = [side.get(name, "absent" if name.startswith(_OPTIONAL) else None) for side in told]
         if name not in ("commit", "attnbench") and None not in values and values[0] != values[1]:
             sides = [(str(value),) for value in values]
-            found.append(Difference(name=name, base=sides[0], new=sides[1], decisive=name in DECISIVE))
+            found.append(Difference(name=name, base=sides[0], new=sides[1], decisive=name in _DECISIVE))
     return sorted(found, key=lambda each: not each.decisive)
 
 
@@ -172,7 +184,7 @@ def _stated_by_runs(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
     """The known values of each fact over the runs of a side."""
-    facts: dict[str, set[str]] = {name: set() for name in DECISIVE}
+    facts: dict[str, set[str]] = {name: set() for name in _DECISIVE}
     for run in stated:
         for name, value in run.items():
             facts.setdefault(name, set()).add(value)

@@ -141,6 +141,7 @@ def _stored(asked: Request, stage: Stage, *, path: Path, teller: Teller) -> pd.D
             f"the sweep {stage.sweep.name} and the baseline {path} have no case in common: {wanted[0]} is one of "
             f"{len(wanted)} of the sweep, {frame['case_id'].min()} one of {frame['case_id'].nunique()} of the baseline"
         )
+    sides.check_base(frame)
     _need_same_machine(asked, stage, frame, path=path)
     if not asked.subject.narrowed:
         return frame
@@ -150,7 +151,7 @@ def _stored(asked: Request, stage: Stage, *, path: Path, teller: Teller) -> pd.D
 
 
 def _need_same_machine(asked: Request, stage: Stage, frame: pd.DataFrame, *, path: Path) -> None:
-    """Refuse a baseline of another device or protocol before minutes are spent on measuring."""
+    """Refuse a baseline of another device, library or protocol before minutes are spent on measuring."""
     for record in frame.attrs["runs"].values() if not asked.allow_different else ():
         decisive = [d.sentence() for d in sides.between_records(record, stage.record) if d.decisive]
         if decisive:
@@ -190,7 +191,8 @@ def _judge(asked: Request, *, stored: pd.DataFrame | None, noises: Mapping[str, 
             threshold=asked.threshold or THRESHOLD,
             noise=noises,
             significance=significance,
-            allow_different=asked.allow_different,
+            # A revision with libraries of its own is meant to differ.
+            allow_different=asked.allow_different or asked.install,
         )
 
     return judge

@@ -107,7 +107,7 @@ def check(
     Exit codes:
       0  no regression
       1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
-      2  bad input, no baseline, a revision that does not build, another device
+      2  bad input, no baseline, a revision that does not build, another device, driver or library
       3  nothing could be judged; with --strict a case is unclear or no longer measured
     """
     from attnbench.comparison import command, formats

@@ -239,7 +239,7 @@ def test_bad_baselines_are_one_sentence(player: Player) -> None:
     assert "the base side has no case with status ok" in _refused(_held(player, new, failed))
     other = player.record("other", sides=["new"], environment=OTHER)
     sentence = _refused(_held(player, new, other))
-    assert "is not comparable (device: another on the base side, a device on the new side)" in sentence
+    assert "is not comparable (device: another on the base side, a device on the new side" in sentence
     assert _held(player, new, other, "--allow-different").code == 0
     Path("more.toml").write_text(Path("tiny.toml").read_text().replace("[16, 32]", "[64]"))
     done = player.run("check", "more.toml", "--baseline", new, "--replay", new)
