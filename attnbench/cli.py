@@ -570,6 +570,27 @@ def report(
         print(f"{len(made.left_out)} figures would make it too large; attnbench plot writes them.")
 
 
+@app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))
+def watch(
+    run: Annotated[Path, typer.Argument(help="The folder of a sweep that runs in another shell.")],
+    once: Annotated[bool, typer.Option("--once", help="Say how far it is, and end.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the last state as JSON on stdout, for scripts.")
+    ] = False,
+) -> None:
+    """Follow a sweep from another shell: each case as it ends, how many are left, and about how long.
+
+    It ends with the sweep; Ctrl-C ends the watching alone. Exit code 3 if the sweep stopped before its end.
+    """
+    from attnbench import watching
+
+    watcher = watching.Watcher(path=run)
+    state = watcher.look()[0] if once else watching.watch(run, _console(stderr=json_))
+    print(watching.as_json(state) if json_ else state.sentence())
+    if state.stopped:
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
 @app.command(
     "import", epilog=_example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
 )

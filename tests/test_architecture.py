@@ -34,6 +34,7 @@ LAYERS = (
         "comparison",
         "importing",
         "report",
+        "watching",
     },
     {"cli"},
     {"__main__"},

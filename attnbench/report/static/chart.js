@@ -3,7 +3,7 @@
 const MARKS = {
   incorrect: "!", oom: "×", timeout: "▷", crashed: "✶", error: "□", unsupported: "–",
 };
-const MARGIN = { top: 12, right: 14, bottom: 42, left: 64 };
+const MARGIN = { top: 12, right: 14, bottom: 42, left: 74 };
 const HEIGHT = 300;
 const PAPER = 400; // width on paper, two charts side by side
 const STRIPS = new Set(["tokens_per_s", "median_ms", "peak_bytes", "step_ms"]); // where cases without a value are told
@@ -144,7 +144,10 @@ class Chart {
   lines(good, x, across, up, box) {
     if (!up) return;
     this.references(good, across, up, box);
+    // Where lines coincide, the thick one shows beneath the thin ones, and a full line between dashes.
+    const layer = (name) => (LOOKS.get(name).width > 2 ? 0 : LOOKS.get(name).dash.length ? 2 : 1);
     const names = [...LOOKS.keys()].filter((name) => good.some((i) => text("mechanism", i) === name)).reverse();
+    names.sort((a, b) => layer(a) - layer(b));
     for (const name of names) {
       const look = LOOKS.get(name);
       const mine = good.filter((i) => text("mechanism", i) === name);
