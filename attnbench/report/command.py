@@ -54,7 +54,7 @@ def report(
 
     Raises UserError as reading and comparing do, and when there is no row at all.
     """
-    frame = load_results(run)
+    frame = _in_order(load_results(run))
     if frame.empty:
         raise UserError(f"{', '.join(map(str, run))} holds no row: there is nothing to report")
     found = None
@@ -85,6 +85,11 @@ def default_path(run: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of measurement: the shards of a run that is not merged come by name."""
+    return frame.sort_values(["started_at", "case_id"], kind="stable", ignore_index=True)
 
 
 def _page(frame: pd.DataFrame, found: Comparison | None, *, figures: dict[str, str]) -> str:

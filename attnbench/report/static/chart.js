@@ -175,7 +175,7 @@ class Chart {
     if (!(low > 0) || !["tokens_per_s", "median_ms", "step_ms"].includes(this.spec.key)) return;
     const value = number(this.spec.key, i);
     const ends = this.spec.key === "tokens_per_s" ? [(value * mid) / high, (value * mid) / low] : [low, high];
-    const [y1, y2] = ends.map((end) => up.at(end));
+    const [y1, y2] = ends.map((end) => Math.min(this.box.bottom, Math.max(this.box.top - 8, up.at(end))));
     if (Math.abs(y1 - y2) > 8) group.append(element("line", { x1: cx, x2: cx, y1, y2, class: "whisker", style: `stroke:${colour(name)}` }));
   }
 
