@@ -277,6 +277,10 @@ def _draw(frame: Any, folder: Path) -> list[Path]:
     return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
+def _figures_beside(run: Path) -> Path:
+    return (run if run.is_dir() else run.parent) / "figures"
+
+
 @app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
     runs: Annotated[
@@ -296,8 +300,7 @@ def plot(
     from attnbench.store import load_results
 
     frame = load_results(runs)
-    first = runs[0]
-    folder = out or (first if first.is_dir() else first.parent) / "figures"
+    folder = out or _figures_beside(runs[0])
     try:
         files = _draw(frame, folder)
     except OSError as error:
@@ -308,6 +311,32 @@ def plot(
         return
     summary.render(found, _console())
     print(f"\nFigures: {folder} ({len(files)} files)")
+
+
+@app.command(epilog=_example("attnbench roofline runs/kernels-20260101-120000 -o figures"))
+def roofline(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw FLOP rate against intensity under the ceilings measured in the same run, as PNG and SVG.
+
+    A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows.
+    """
+    from attnbench.roofline_plots import plot_roofline
+    from attnbench.store import load_results
+
+    folder = out or _figures_beside(runs[0])
+    files = plot_roofline(load_results(runs), folder)
+    if json_:
+        print(json.dumps({"figures": [str(file) for file in files]}, indent=1))
+        return
+    print(f"Figures: {folder} ({len(files)} files)")
 
 
 @app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))

@@ -29,6 +29,7 @@ LAYERS = (
         "summary",
         "plots",
         "shape_plots",
+        "roofline_plots",
         "progress",
         "tuning",
         "comparison",
