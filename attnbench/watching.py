@@ -97,12 +97,12 @@ def watch(path: Path, console: Console) -> State:
     with _bar(console) as bar:
         task = None if bar is None else bar.add_task(path.name, total=None, left="")
         for state, rows in _looks(watcher):
+            if bar is not None and task is not None:
+                left = f"about {duration(state.left_s)} left" if state.left_s else ""
+                bar.update(task, total=state.total, completed=state.done, left=left)
             for place, row in enumerate(rows, start=state.done - len(rows) + 1):
                 count = f"[{place}/{state.total}] " if bar is None else ""
                 console.print(count + describe(row), markup=False, highlight=False, soft_wrap=True)
-            if bar is not None and task is not None:
-                left = "" if state.left_s is None else f"about {duration(state.left_s)} left"
-                bar.update(task, total=state.total, completed=state.done, left=left)
     return state
 
 
