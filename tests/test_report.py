@@ -168,9 +168,7 @@ def test_the_answer_names_the_fastest_and_the_flattest(tmp_path: Path) -> None:
     """Of mechanisms whose time goes with the length of their name, the shortest is fastest, and all are flat."""
     path = written(tmp_path / "run.parquet", grid(["aa", "bbbb"]))
     first, second = answers(path)
-    assert first == (
-        "Forward, aa is fastest from 128 to 1,024 tokens; backward, aa is fastest from 128 to 1,024 tokens."
-    )
+    assert first == "Forward and backward, aa is fastest from 128 to 1,024 tokens."
     assert second.startswith("Forward, aa is the flattest: its tokens/s stay within a factor of 1.00")
 
 
