@@ -28,10 +28,10 @@ from attnbench.options import (
     Strict,
     Threshold,
     Waivers,
-    example,
-    make_console,
-    plain,
 )
+from attnbench.options import example as _example
+from attnbench.options import make_console as _console
+from attnbench.options import plain as _plain
 from attnbench.version import __version__
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _root(
     pass
 
 
-@app.command("list", epilog=example("attnbench list --json"))
+@app.command("list", epilog=_example("attnbench list --json"))
 def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
     """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
     from attnbench.measure.environment import pick_device
@@ -114,7 +114,7 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
         return
     from rich.table import Table
 
-    console = make_console()
+    console = _console()
     table = Table(title=f"Mechanisms on {kind}", title_justify="left")
     for name in ("mechanism", "semantics", "cost", "workloads", "dtypes", "provider here, or why not"):
         # Workloads in two lines, so that the reasons have room.
@@ -127,14 +127,14 @@ def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
             row["cost"],
             " ".join(row["workloads"]),
             " ".join(row["dtypes"] or ()),
-            plain(row["provider"] or f"not here: {row['why_not']}"),
+            _plain(row["provider"] or f"not here: {row['why_not']}"),
         )
     console.print(table)
     console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
 
 
 @app.command(
-    epilog=example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run")
+    epilog=_example("attnbench sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run")
 )
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
@@ -227,7 +227,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
     if resume and out is None:
         raise UserError("--resume needs --out: the folder of the run to go on with")
     path = out or default_folder(grid.name)
-    console = make_console(stderr=True)
+    console = _console(stderr=True)
     try:
         outcome = run_sweep(
             grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
@@ -249,7 +249,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
         }
         print(json.dumps(report, indent=1))
         return
-    summary.render(found, make_console())
+    summary.render(found, _console())
     print(f"\nResults: {outcome.results}")
     if figures:
         print(f"Figures: {figures[0].parent} ({len(figures)} files)")
@@ -270,7 +270,11 @@ def _draw(frame: Any, folder: Path) -> list[Path]:
     return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
-@app.command(epilog=example("attnbench plot runs/quick-20260101-120000 -o figures"))
+def _figures_beside(run: Path) -> Path:
+    return (run if run.is_dir() else run.parent) / "figures"
+
+
+@app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
@@ -289,8 +293,7 @@ def plot(
     from attnbench.store import load_results
 
     frame = load_results(runs)
-    first = runs[0]
-    folder = out or (first if first.is_dir() else first.parent) / "figures"
+    folder = out or _figures_beside(runs[0])
     try:
         files = _draw(frame, folder)
     except OSError as error:
@@ -299,11 +302,37 @@ def plot(
     if json_:
         print(json.dumps({"figures": [str(f) for f in files], **summary.as_json(found)}, indent=1))
         return
-    summary.render(found, make_console())
+    summary.render(found, _console())
     print(f"\nFigures: {folder} ({len(files)} files)")
 
 
-@app.command(epilog=example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
+@app.command(epilog=_example("attnbench roofline runs/kernels-20260101-120000 -o figures"))
+def roofline(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw FLOP rate against intensity under the ceilings measured in the same run, as PNG and SVG.
+
+    A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows.
+    """
+    from attnbench.roofline_plots import plot_roofline
+    from attnbench.store import load_results
+
+    folder = out or _figures_beside(runs[0])
+    files = plot_roofline(load_results(runs), folder)
+    if json_:
+        print(json.dumps({"figures": [str(file) for file in files]}, indent=1))
+        return
+    print(f"Figures: {folder} ({len(files)} files)")
+
+
+@app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
 def verify(
     mechanism: Mechanisms = None,
     dtype: Dtypes = None,
@@ -344,7 +373,7 @@ def verify(
         values = parse_sizes(value_dim, axis="--value-dim") if value_dim else None
         dims = tuple((d, e) for d in widths for e in (values or (d,)))
     cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
-    with ticking(make_console(stderr=True), total=len(cases)) as ticker:
+    with ticking(_console(stderr=True), total=len(cases)) as ticker:
         found = verification.verify(cases, device=kind, seed=seed, finished=ticker.finished)
     if json_:
         print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))
@@ -359,7 +388,7 @@ def verify(
 def _print_findings(found: list[Any]) -> None:
     from rich.table import Table
 
-    console = make_console()
+    console = _console()
     table = Table(title="Largest relative error against the fp64 oracle", title_justify="left")
     for name in ("mechanism", "dtype", "shapes", "o", "dq", "dk", "dv", "allowed", "verdict"):
         table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
@@ -371,12 +400,12 @@ def _print_findings(found: list[Any]) -> None:
     console.print(table)
     for f in found:
         if f.why_unsupported:
-            console.print(plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
+            console.print(_plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
         for fault in f.faults:
-            console.print(plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
+            console.print(_plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
 
 
-@app.command(epilog=example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
+@app.command(epilog=_example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
 def tune(
     kernel: Annotated[
         list[str] | None, typer.Argument(help="lightning2 or lightning1; default: lightning2.")
@@ -442,7 +471,7 @@ def tune(
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-@app.command(epilog=example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
+@app.command(epilog=_example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
 def compare(
     sides: Annotated[
         list[str] | None,
@@ -495,19 +524,19 @@ def compare(
     )
     found = command.run(asked, allow_different=allow_different)
     wanted = Wanted(everything=all_, explain=explain, strict=strict)
-    command.hand_over(found, wanted, form=asked.format, out=out, console=make_console())
+    command.hand_over(found, wanted, form=asked.format, out=out, console=_console())
     if found.failed:
         raise typer.Exit(Exit.REGRESSION)
     if strict and found.doubtful:
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-app.command(epilog=example("attnbench noise ci"))(noise)
-app.command(epilog=example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
-app.command(epilog=example("attnbench check ci --against main --time-budget 5m --explain"))(check)
+app.command(epilog=_example("attnbench noise ci"))(noise)
+app.command(epilog=_example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
+app.command(epilog=_example("attnbench check ci --against main --time-budget 5m --explain"))(check)
 
 
-@app.command(epilog=example("attnbench report runs/quick-20260101-120000 -o quick.html"))
+@app.command(epilog=_example("attnbench report runs/quick-20260101-120000 -o quick.html"))
 def report(
     run: Annotated[
         str, typer.Argument(help="A run: a folder or a Parquet file; several separated by commas.")
@@ -555,8 +584,29 @@ def report(
         print(f"{len(made.left_out)} figures would make it too large; attnbench plot writes them.")
 
 
+@app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))
+def watch(
+    run: Annotated[Path, typer.Argument(help="The folder of a sweep that runs in another shell.")],
+    once: Annotated[bool, typer.Option("--once", help="Say how far it is, and end.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the last state as JSON on stdout, for scripts.")
+    ] = False,
+) -> None:
+    """Follow a sweep from another shell: each case as it ends, how many are left, and about how long.
+
+    It ends with the sweep; Ctrl-C ends the watching alone. Exit code 3 if the sweep stopped before its end.
+    """
+    from attnbench import watching
+
+    watcher = watching.Watcher(path=run)
+    state = watcher.look()[0] if once else watching.watch(run, _console(stderr=json_))
+    print(watching.as_json(state) if json_ else state.sentence())
+    if state.stopped:
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
 @app.command(
-    "import", epilog=example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
+    "import", epilog=_example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
 )
 def import_(
     files: Annotated[
@@ -595,7 +645,7 @@ def import_(
         print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
 
 
-@app.command(epilog=example("attnbench env --json"))
+@app.command(epilog=_example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""
     from attnbench.measure.environment import collect, pick_device

@@ -23,6 +23,7 @@ from attnbench.errors import UserError
 from attnbench.pages import STYLES
 from attnbench.plots import plot_run
 from attnbench.report import command, looks
+from attnbench.roofline_plots import plot_roofline
 from tests.reports import HOSTILE, RECORD, grid, measured, written
 
 ROOT = Path(__file__).parent.parent
@@ -125,16 +126,17 @@ def test_two_thousand_rows_stay_below_a_million_bytes(tmp_path: Path) -> None:
     assert len(html.encode()) + command.FIGURE_BYTES < 1_000_000
 
 
-def test_figures_are_the_files_of_plot(tmp_path: Path) -> None:
+def test_figures_are_the_files_of_the_command_line(tmp_path: Path) -> None:
     path = written(
         tmp_path / "run.parquet", grid(["lightning2", "sdpa"], lengths=(128, 256), workloads=("fwd",))
     )
-    files = plot_run(store.load_results(path), tmp_path / "figures", formats=("svg",))
+    frame = store.load_results(path)
+    files = [draw(frame, tmp_path / "figures", formats=("svg",)) for draw in (plot_run, plot_roofline)]
     made = command.report([path])
     kept = json.loads(_Page(made.html).scripts["figures"])
     assert made.left_out == ()
-    assert set(kept) == {file.name for file in files}
-    for file in files:
+    assert set(kept) == {file.name for each in files for file in each}
+    for file in (file for each in files for file in each):
         assert gzip.decompress(base64.b64decode(kept[file.name])).decode() == file.read_text()
 
 
@@ -146,7 +148,7 @@ def test_figures_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
     kept = json.loads(_Page((tmp_path / "it.html").read_text()).scripts["figures"])
     assert found["left_out"]
     assert set(kept) & set(found["left_out"]) == set()
-    assert len(kept) + len(found["left_out"]) == 3
+    assert len(kept) + len(found["left_out"]) == 4
 
 
 def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
@@ -166,9 +168,7 @@ def test_the_answer_names_the_fastest_and_the_flattest(tmp_path: Path) -> None:
     """Of mechanisms whose time goes with the length of their name, the shortest is fastest, and all are flat."""
     path = written(tmp_path / "run.parquet", grid(["aa", "bbbb"]))
     first, second = answers(path)
-    assert first == (
-        "Forward, aa is fastest from 128 to 1,024 tokens; backward, aa is fastest from 128 to 1,024 tokens."
-    )
+    assert first == "Forward and backward, aa is fastest from 128 to 1,024 tokens."
     assert second.startswith("Forward, aa is the flattest: its tokens/s stay within a factor of 1.00")
 
 

@@ -294,7 +294,7 @@ def test_every_case_has_its_name(chromium: Any, tmp_path: Path) -> None:
 
 
 def test_two_thousand_rows_stay_responsive(chromium: Any, tmp_path: Path) -> None:
-    """First paint within a second, the best of three loads (others share the machine), and choices as quickly."""
+    """First paint within a second, and a choice in half of that; others share the machine, so three tries."""
     lengths = [1 << n for n in range(8, 18)]
     cases = grid(
         [f"m{n}" for n in range(10)], lengths=lengths, heads=(1, 2, 4, 8, 16), dtypes=("bf16", "fp16")
@@ -302,17 +302,17 @@ def test_two_thousand_rows_stay_responsive(chromium: Any, tmp_path: Path) -> Non
     path = written(tmp_path / "run.parquet", cases)
     html = tmp_path / "run.html"
     html.write_text(command.report([path], figures=False).html, encoding="utf-8")
-    paints, choices = [], []
     for _ in range(3):
         with opened(chromium, html) as page:
-            choices.append(page.evaluate(TIMED_CHOICE))
+            choice_ms = page.evaluate(TIMED_CHOICE)
             page.wait_for_selector("table.rows tbody tr:nth-child(2000)", state="attached")
             assert page.locator(".count").inner_text() == "2,000 rows"
-            paints.append(
-                page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+            [paint] = page.evaluate(
+                "performance.getEntriesByName('first-contentful-paint').map((e) => e.startTime)"
             )
-    assert min(paints) < 1000
-    assert min(choices) < 500
+        if paint < 1000 and choice_ms < 500:
+            return
+    pytest.fail(f"first paint after {paint:.0f} ms, a choice takes {choice_ms:.0f} ms")
 
 
 def test_a_run_without_anything_ok(chromium: Any, tmp_path: Path) -> None:

@@ -78,32 +78,37 @@ def _answer(summary: Summary) -> tuple[str, str]:
     if not summary.statuses.get(Status.OK):
         return ("Nothing can be said of speed: no case came out ok.", closing(summary))
     if summary.standings:
-        first = " ".join(f"{workload_title(s.workload)}, {standing_words(s)}" for s in summary.standings)
+        first = _said({each.workload: standing_words(each).rstrip(".") for each in summary.standings})
         return (first, closing(summary))
     by_workload = [(name, tuple(same)) for name, same in groupby(summary.sections, key=lambda s: s.workload)]
-    leads = "; ".join(_lead(name, same) for name, same in by_workload)
-    return (f"{leads[:1].upper()}{leads[1:]}.", _second(summary, by_workload))
+    return (_said({name: _lead(same) for name, same in by_workload}), _second(summary, by_workload))
 
 
-def _lead(workload: str, sections: Sequence[Section]) -> str:
+def _said(words: Mapping[str, str]) -> str:
+    """One sentence of what is true of each workload; what is true of several is said once."""
+    alike: dict[str, list[str]] = {}
+    for workload, text in words.items():
+        alike.setdefault(text, []).append(workload_title(workload).lower())
+    said = "; ".join(f"{joined(titles)}, {text}" for text, titles in alike.items())
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _lead(sections: Sequence[Section]) -> str:
     """Who leads in a workload: over which lengths, or in how many points where there are several curves."""
-    title = workload_title(workload).lower()
     if len(sections) == 1:
-        return f"{title}, {fastest_words(sections[0])}"
+        return fastest_words(sections[0])
     counts = Counter(leader.mechanism for section in sections for leader in section.leaders)
     total = sum(counts.values())
     (first, most), *others = counts.most_common()
     rest = joined([f"{name} at {count:,}" for name, count in others]) if others else ""
-    return f"{title}, {first} is fastest at {most:,} of {count_text(total, 'point')}{f', {rest}' if rest else ''}"
+    return f"{first} is fastest at {most:,} of {count_text(total, 'point')}{f', {rest}' if rest else ''}"
 
 
 def _second(summary: Summary, by_workload: Sequence[tuple[str, Sequence[Section]]]) -> str:
     """How constant the speed is, where there is one curve a workload to say it of; else how the cases ended."""
-    said = [
-        f"{workload_title(name).lower()}, {words}"
+    said = {
+        name: flattest_words(sections[0])[0]
         for name, sections in by_workload
-        if len(sections) == 1
-        for words in flattest_words(sections[0])
-    ]
-    text = "; ".join(said)
-    return f"{text[:1].upper()}{text[1:]}." if said else closing(summary)
+        if len(sections) == 1 and flattest_words(sections[0])
+    }
+    return _said(said) if said else closing(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from attnbench.report.answer import head
 from attnbench.report.data import document
 from attnbench.report.page import packed, page
 from attnbench.report.sections import comparison_section, findings_section, machine_section
+from attnbench.roofline_plots import plot_roofline
 from attnbench.semantics import TOLERANCES
 from attnbench.shape_plots import plot_shapes
 from attnbench.shapes import lists_shapes
@@ -54,7 +56,7 @@ def report(
 
     Raises UserError as reading and comparing do, and when there is no row at all.
     """
-    frame = load_results(run)
+    frame = _in_order(load_results(run))
     if frame.empty:
         raise UserError(f"{', '.join(map(str, run))} holds no row: there is nothing to report")
     found = None
@@ -87,6 +89,11 @@ def default_path(run: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------
 
 
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of measurement: the shards of a run that is not merged come by name."""
+    return frame.sort_values(["started_at", "case_id"], kind="stable", ignore_index=True)
+
+
 def _page(frame: pd.DataFrame, found: Comparison | None, *, figures: dict[str, str]) -> str:
     summary = summarize_run(frame)
     return page(
@@ -99,11 +106,13 @@ def _page(frame: pd.DataFrame, found: Comparison | None, *, figures: dict[str, s
 
 
 def _figures(frame: pd.DataFrame) -> dict[str, str]:
-    """The SVG files that `attnbench plot` would write, by name; of listed shapes both kinds."""
+    """The SVG files that `attnbench plot` and `roofline` would write, by name; of listed shapes both kinds."""
     with tempfile.TemporaryDirectory() as folder:
         files = plot_run(frame, folder, formats=("svg",))
         if lists_shapes(frame) and frame["roofline"].notna().any():
             files += plot_shapes(frame, folder, formats=("svg",))
+        with suppress(UserError):  # without ceilings or rates there is none
+            files += plot_roofline(frame, folder, formats=("svg",))
         return {file.name: file.read_text(encoding="utf-8") for file in files}
 
 

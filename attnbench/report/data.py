@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ CHARTS = (
         axis="TFLOP/s",
         unit="plain",
         x="intensity",
+        figure="roofline",
         note="A point for each mechanism and length, by formula; the ceilings were measured in the same run.",
     ),
     Chart(
@@ -117,6 +118,8 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     if listed:
         texts["shape"] = labels_of_shapes(frame)
     charts = [chart for chart in CHARTS if _is_drawn(chart, numbers=numbers, texts=texts)]
+    if listed:  # points over shapes make no line
+        charts = [replace(chart, note="") if chart.key == "tokens_per_s" else chart for chart in charts]
     return {
         "rows": len(frame),
         "begun": begun,

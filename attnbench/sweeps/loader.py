@@ -182,6 +182,24 @@ def load(name_or_path: str | Path, *, device: Device, overrides: Overrides | Non
     return sweep
 
 
+def sweep_of_record(record: Mapping[str, Any]) -> Sweep:
+    """The sweep that `as_dict` gave the record of.
+
+    Raises UserError for one that is damaged, or of another version.
+    """
+    try:
+        return Sweep(
+            name=record["name"],
+            description=record["description"],
+            device=record["device"],
+            axes=_axes_of_dict(record["axes"]),
+            protocol=Protocol(**record["protocol"]),
+            also=tuple(_axes_of_dict(axes) for axes in record.get("also", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the record of the run names no sweep that this attnbench knows: {error}") from None
+
+
 # The layers: which keys there are, and what a value must be.
 
 
@@ -422,6 +440,16 @@ def _cases(axes: Axes) -> Iterator[Case]:
 
 def _axes_dict(axes: Axes) -> dict[str, Any]:
     return {key: _plain(value) for key, value in vars(axes).items() if value not in ((), None)}
+
+
+def _axes_of_dict(values: Mapping[str, Any]) -> Axes:
+    axes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    axes["workload"] = tuple(Workload(name) for name in axes["workload"])
+    if "shapes" in axes:
+        axes["shapes"] = tuple(tuple(shape) for shape in axes["shapes"])
+    return Axes(**axes)
 
 
 def _shapes(axes: Axes) -> Iterator[tuple[Shape, int, int]]:

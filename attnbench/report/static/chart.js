@@ -3,7 +3,7 @@
 const MARKS = {
   incorrect: "!", oom: "×", timeout: "▷", crashed: "✶", error: "□", unsupported: "–",
 };
-const MARGIN = { top: 12, right: 14, bottom: 42, left: 64 };
+const MARGIN = { top: 12, right: 14, bottom: 42, left: 74 };
 const HEIGHT = 300;
 const PAPER = 400; // width on paper, two charts side by side
 const STRIPS = new Set(["tokens_per_s", "median_ms", "peak_bytes", "step_ms"]); // where cases without a value are told
@@ -144,7 +144,10 @@ class Chart {
   lines(good, x, across, up, box) {
     if (!up) return;
     this.references(good, across, up, box);
+    // Where lines coincide, the thick one shows beneath the thin ones, and a full line between dashes.
+    const layer = (name) => (LOOKS.get(name).width > 2 ? 0 : LOOKS.get(name).dash.length ? 2 : 1);
     const names = [...LOOKS.keys()].filter((name) => good.some((i) => text("mechanism", i) === name)).reverse();
+    names.sort((a, b) => layer(a) - layer(b));
     for (const name of names) {
       const look = LOOKS.get(name);
       const mine = good.filter((i) => text("mechanism", i) === name);
@@ -172,7 +175,7 @@ class Chart {
     if (!(low > 0) || !["tokens_per_s", "median_ms", "step_ms"].includes(this.spec.key)) return;
     const value = number(this.spec.key, i);
     const ends = this.spec.key === "tokens_per_s" ? [(value * mid) / high, (value * mid) / low] : [low, high];
-    const [y1, y2] = ends.map((end) => up.at(end));
+    const [y1, y2] = ends.map((end) => Math.min(this.box.bottom, Math.max(this.box.top - 8, up.at(end))));
     if (Math.abs(y1 - y2) > 8) group.append(element("line", { x1: cx, x2: cx, y1, y2, class: "whisker", style: `stroke:${colour(name)}` }));
   }
 

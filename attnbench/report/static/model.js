@@ -99,11 +99,17 @@ const matches = (i, keys = Object.keys(state.chosen)) =>
 
 const isShown = (i) => matches(i) && !state.hidden.has(text("mechanism", i));
 
-// The first choice is one under which something was measured.
+// The first choice is the first in order under which something was measured.
 (function chooseSomething() {
-  const keys = DOC.selectors.filter((s) => !s.open).map((s) => s.key);
-  const first = ROWS.find((i) => text("status", i) === "ok" && keys.every((key) => text(key, i) !== null));
-  if (first !== undefined) for (const key of keys) state.chosen[key] = text(key, first);
+  const closed = DOC.selectors.filter((s) => !s.open);
+  const places = (i) => closed.map((s) => s.values.indexOf(text(s.key, i)));
+  const before = (a, b) => a.map((place, n) => place - b[n]).find((difference) => difference !== 0) < 0;
+  let best = null;
+  for (const i of ROWS) {
+    if (text("status", i) !== "ok" || places(i).includes(-1)) continue;
+    if (best === null || before(places(i), best)) best = places(i);
+  }
+  if (best !== null) closed.forEach((s, n) => (state.chosen[s.key] = s.values[best[n]]));
 })();
 
 // --- elements --------------------------------------------------------------------------------------------------
