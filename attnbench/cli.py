@@ -17,7 +17,6 @@ from attnbench.options import (
     AllowDifferent,
     DeviceOption,
     Dtypes,
-    Exit,
     Explain,
     Format,
     Json,
@@ -29,6 +28,7 @@ from attnbench.options import (
     Threshold,
     Waivers,
 )
+from attnbench.options import Exit as Exit
 from attnbench.options import example as _example
 from attnbench.options import make_console as _console
 from attnbench.options import plain as _plain

@@ -2,7 +2,8 @@
 
     python -m attnbench.gate.evidence ci --minutes 9 --runs runs/evidence -o results/h200/gate
 
-One command, given again until it says that all is measured: a process is a run folder, and none is measured twice.
+One command, given again until it says that all is measured: a process is a run folder, and none is measured twice. It
+measures copies of the package as it stands.
 Then gates are drawn: each takes its processes without replacement from the pools. Of unchanged code against itself none
 may be slower; a planted slow-down of 5 % has to be found, and one of 2 % never to be faster. Last, a slow-down is
 planted in the source on a commit of its own, and `attnbench check --against` has to name the planted cases and no
@@ -14,8 +15,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -105,7 +108,7 @@ def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> str | 
         for pool in {pool.name: pool for pool, _ in todo}.values():
             teller.say(f"setting up {pool.name}")
             edit = None if pool.share is None else partial(_plant, wanted.site, pool.share)
-            found[pool.name] = stack.enter_context(trees.revision("HEAD", device=kind, edit=edit))
+            found[pool.name] = stack.enter_context(trees.copy(label=pool.name, device=kind, edit=edit))
         stack.enter_context(teller)
         source = FreshProcesses(
             sweep=wanted.sweep, folder=wanted.folder, trees=found, command=command, lock=lock, teller=teller
@@ -132,28 +135,30 @@ def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> str | 
 def check_branch(wanted: Wanted, *, teller: Teller) -> dict[str, Any]:
     """Plant the slow-down on a commit of its own and let `attnbench check --against` judge it; its JSON report.
 
-    The command runs in a worktree of that commit, as its author would run it. Kept in the folder, and not repeated.
+    The command runs in a repository of a copy of the package, as the commit's author would run it. Its report is kept
+    in the folder, and not made again.
 
-    Raises UserError when the command ends with neither of its verdicts.
+    Raises UserError when the command ends with neither of its verdicts, and without git.
     """
     kept = wanted.folder / _BRANCH_REPORT
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
     teller.say("planting on a branch: attnbench check --against HEAD~1")
-    with trees.worktree_of("HEAD") as worktree:
-        _plant(wanted.site, wanted.branch_share, worktree)
-        identity = ("-c", "user.name=evidence", "-c", "user.email=evidence@localhost")
-        trees.git(worktree, *identity, "commit", "--quiet", "--all", "-m", "A planted slow-down")
-        sweep = worktree / "evidence.toml"
-        shutil.copyfile(wanted.folder / "sweep.toml", sweep)
+    with tempfile.TemporaryDirectory(prefix="attnbench-branch-", ignore_cleanup_errors=True) as temporary:
+        root = Path(temporary) / "tree"
+        trees.copy_package(root)
+        trees.git(root, "init", "--quiet")
+        _commit(root, "As it is")
+        _plant(wanted.site, wanted.branch_share, root)
+        _commit(root, "A planted slow-down")
         begun, runs = now_s(), (wanted.folder / "branch").resolve()
         shutil.rmtree(runs, ignore_errors=True)  # of one that was broken off
         done = subprocess.run(
-            [sys.executable, "-m", "attnbench", "check", str(sweep), "--against", "HEAD~1",
-             "--device", wanted.sweep.device, "--format", "json", "--runs", str(runs)],
-            cwd=worktree,
-            env={**os.environ, "PYTHONPATH": str(worktree)},
+            [sys.executable, "-m", "attnbench", "check", str((wanted.folder / "sweep.toml").resolve()),
+             "--against", "HEAD~1", "--device", wanted.sweep.device, "--format", "json", "--runs", str(runs)],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
             stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
@@ -181,6 +186,12 @@ def tables_of(wanted: Wanted) -> dict[str, list[pa.Table]]:
 
 def _plant(site: Site, share: float, root: Path) -> None:
     site.plant(root, share=share)
+
+
+def _commit(root: Path, message: str) -> None:
+    trees.git(root, "add", "--all")
+    identity = ("-c", "user.name=evidence", "-c", "user.email=evidence@localhost")
+    trees.git(root, *identity, "commit", "--quiet", "--message", message)
 
 
 def _is_done(wanted: Wanted, pool: Pool, number: int) -> bool:
@@ -262,6 +273,7 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is set up is taken down
     try:
         typer.run(main)
     except UserError as error:

@@ -68,6 +68,29 @@ def working_tree(*, device: str) -> Tree:
 
 
 @contextmanager
+def copy(*, label: str, device: str, edit: Callable[[Path], None] | None = None) -> Iterator[Tree]:
+    """A copy of the package that runs, until the end of the block; needs no git.
+
+    edit: changes the copy, given its root, before anything runs.
+
+    Raises BrokenTreeError where the copy does not build.
+    """
+    with tempfile.TemporaryDirectory(prefix="attnbench-copy-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        copy_package(folder / "tree")
+        if edit is not None:
+            edit(folder / "tree")
+        interpreter = _borrowing(folder / "tree", label=label, folder=folder)
+        yield _tree(_ask(interpreter, label=label, device=device), label=label, interpreter=interpreter)
+
+
+def copy_package(root: Path) -> None:
+    """Copy the package that runs, and no other file of its checkout, into a new folder."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(attnbench.__file__).parent, root / _PACKAGE, ignore=ignored)
+
+
+@contextmanager
 def worktree_of(name: str) -> Iterator[Path]:
     """A git worktree of a revision, detached, in a temporary folder until the end of the block.
 
@@ -77,6 +100,7 @@ def worktree_of(name: str) -> Iterator[Path]:
     commit = resolve(name, repository=repository)
     folder = Path(tempfile.mkdtemp(prefix="attnbench-revision-"))
     try:
+        git(repository, "worktree", "prune")  # of a command that was killed
         git(repository, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), commit)
         yield folder / "tree"
     finally:
@@ -88,14 +112,12 @@ def worktree_of(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def revision(
-    name: str, *, device: str, install: bool = False, edit: Callable[[Path], None] | None = None
-) -> Iterator[Tree]:
+def revision(name: str, *, device: str, install: bool = False) -> Iterator[Tree]:
     """A git revision of the checkout that attnbench runs from, until the end of the block.
 
     Its worktree and its environment lie in a temporary folder. The environment takes every library from this one, so
     that two sides differ in attnbench's code alone; with `install` it is one of its own, into which pip installs the
-    revision with the dependencies that it declares. edit: changes the worktree before anything runs.
+    revision with the dependencies that it declares.
 
     Raises UserError where there is no such revision, and BrokenTreeError where it does not build.
     """
@@ -105,8 +127,6 @@ def revision(
         folder = worktree.parent
         if not (worktree / _PACKAGE / "__init__.py").is_file():
             raise BrokenTreeError(f"the revision {label} holds no package {_PACKAGE}")
-        if edit is not None:
-            edit(worktree)
         interpreter = (_installed if install else _borrowing)(worktree, label=label, folder=folder)
         facts = _ask(interpreter, label=f"the revision {label}", device=device)
         if not Path(facts["file"]).resolve().is_relative_to(folder.resolve()):

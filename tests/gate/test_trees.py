@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_a_revision_that_is_not_there(commit: Commit) -> None:
         trees.resolve("mian", repository=trees.checkout())
     with pytest.raises(UserError, match="there is no revision '--all'"):
         trees.resolve("--all", repository=trees.checkout())
+
+
+def test_a_copy_needs_no_git_and_is_edited_before_it_runs(commit: Commit) -> None:
+    commit("")
+    shutil.rmtree(trees.checkout() / ".git")
+    seen: list[Path] = []
+
+    def edit(root: Path) -> None:
+        seen.append(root)
+        (root / "attnbench" / "__init__.py").write_text("raise RuntimeError('edited')")
+
+    with pytest.raises(BrokenTreeError, match="planted does not build: RuntimeError: edited"):
+        trees.copy(label="planted", device="cpu", edit=edit).__enter__()
+    assert [root.exists() for root in seen] == [False]
 
 
 def test_outside_of_a_checkout_there_are_no_revisions(
