@@ -6,30 +6,37 @@ import json
 import shlex
 import signal
 import sys
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.errors import UserError
+from attnbench.gate.commands import bisect, check, noise
+from attnbench.options import (
+    AllowDifferent,
+    DeviceOption,
+    Dtypes,
+    Explain,
+    Format,
+    Json,
+    Mechanisms,
+    ReportFile,
+    SeqLens,
+    ShowAll,
+    Strict,
+    Threshold,
+    Waivers,
+)
+from attnbench.options import Exit as Exit
+from attnbench.options import example as _example
+from attnbench.options import make_console as _console
+from attnbench.options import plain as _plain
 from attnbench.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from attnbench.case import Case
     from attnbench.sweeps.loader import Device, Sweep
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    FINE = 0
-    REGRESSION = 1  # or an incorrect mechanism
-    USAGE = 2
-    INCONCLUSIVE = 3  # or nothing there to judge
-    INTERRUPTED = 130
 
 
 app = typer.Typer(
@@ -58,10 +65,6 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
-def _example(line: str) -> str:
-    return f"Example: {line}"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"attnbench {__version__}")
@@ -75,16 +78,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
-Mechanisms = Annotated[
-    list[str] | None,
-    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
-]
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
-SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
 
 
 @app.command("list", epilog=_example("attnbench list --json"))
@@ -233,7 +226,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
 
     if resume and out is None:
         raise UserError("--resume needs --out: the folder of the run to go on with")
-    path = out or default_folder(grid)
+    path = out or default_folder(grid.name)
     console = _console(stderr=True)
     try:
         outcome = run_sweep(
@@ -489,9 +482,7 @@ def compare(
     ] = None,
     base: Annotated[list[str] | None, typer.Option("--base", help="One more of the base side.")] = None,
     new: Annotated[list[str] | None, typer.Option("--new", help="One more of the new side.")] = None,
-    threshold: Annotated[
-        str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")
-    ] = None,
+    threshold: Threshold = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -499,20 +490,13 @@ def compare(
             help="Standard deviation of process medians on this machine, for a side with one process: 1%.",
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Show the cases that stayed the same too.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Give the reason of each verdict.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
-    ] = False,
-    allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
-    ] = False,
-    format_: Annotated[
-        str, typer.Option("--format", help="table, json, markdown, junit or github (annotations).")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the report to a file; stdout has the verdict.")
-    ] = None,
+    waivers: Waivers = None,
+    all_: ShowAll = False,
+    explain: Explain = False,
+    strict: Strict = False,
+    allow_different: AllowDifferent = False,
+    format_: Format = "table",
+    out: ReportFile = None,
 ) -> None:
     """Compare two sets of runs, case by case: what became slower, faster, broken, or needs more memory?
 
@@ -522,11 +506,12 @@ def compare(
     \b
     Exit codes:
       0  no regression
-      1  a regression: slower, broken (ok before and not now), or more peak memory
-      2  bad input, or a different device or protocol without --allow-different
+      1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
+      2  bad input, or another device, driver, library or protocol without --allow-different
       3  no regression, but with --strict a case is unclear or no longer measured
     """
-    from attnbench.comparison import command, formats, words
+    from attnbench.comparison import command
+    from attnbench.comparison.formats import Wanted
 
     asked = command.request(
         sides_given=sides or (),
@@ -534,21 +519,21 @@ def compare(
         new=new or (),
         threshold=threshold,
         noise=noise,
+        waivers=waivers,
         format_=format_,
     )
     found = command.run(asked, allow_different=allow_different)
-    wanted = formats.Wanted(everything=all_, explain=explain, strict=strict)
-    if out is not None:
-        command.save(formats.TEXTS[asked.format](found, wanted), out)
-        print(words.closing(found))
-    elif asked.format == "table":
-        formats.table(found, wanted, _console())
-    else:
-        print(formats.TEXTS[asked.format](found, wanted), end="")
-    if found.regressions:
+    wanted = Wanted(everything=all_, explain=explain, strict=strict)
+    command.hand_over(found, wanted, form=asked.format, out=out, console=_console())
+    if found.failed:
         raise typer.Exit(Exit.REGRESSION)
     if strict and found.doubtful:
         raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+app.command(epilog=_example("attnbench noise ci"))(noise)
+app.command(epilog=_example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
+app.command(epilog=_example("attnbench check ci --against main --time-budget 5m --explain"))(check)
 
 
 @app.command(epilog=_example("attnbench report runs/quick-20260101-120000 -o quick.html"))
@@ -671,18 +656,3 @@ def env(json_: Json = False, device: DeviceOption = "auto") -> None:
         return
     for name, value in record.items():
         print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console.width = max(console.width, 110)  # a file or a pipe has no width of its own
-    return console
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

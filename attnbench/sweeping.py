@@ -80,9 +80,9 @@ def run_sweep(
     return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"))
 
 
-def default_folder(sweep: Sweep) -> Path:
-    """`runs/<sweep>-<date>-<time>`, below the current folder."""
-    return Path("runs") / f"{sweep.name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+def default_folder(name: str) -> Path:
+    """`runs/<name>-<date>-<time>`, below the current folder."""
+    return Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def new_record(sweep: Sweep, *, command: Sequence[str]) -> dict[str, Any]:

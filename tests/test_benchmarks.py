@@ -132,7 +132,7 @@ def test_a_machine_is_the_same_when_only_the_commit_is_another() -> None:
     assert between_records(base, record("2", "580", torch="2")) == []
     assert between_records(base, record("2", None, torch="2")) == []
     [driver] = between_records(base, record("2", "590", torch="2"))
-    assert (driver.name, driver.base, driver.new, driver.decisive) == ("driver", ("580",), ("590",), False)
+    assert (driver.name, driver.base, driver.new, driver.decisive) == ("driver", ("580",), ("590",), True)
     [library] = between_records(base, record("1", "580", torch="2", triton="3"))
     assert (library.name, library.base, library.new) == ("library triton", ("absent",), ("3",))
     hot = {**base, "protocol": {"cache": "hot"}}

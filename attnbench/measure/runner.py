@@ -33,11 +33,13 @@ def measure(
     device: torch.device,
     ceilings: Ceilings | None,
     verify_only: bool = False,
+    timed_only: bool = False,
 ) -> Measurement:
     """Measure one case; whatever goes wrong becomes a status with a reason.
 
     A case whose output is wrong is `incorrect` and is not timed. With `verify_only` nothing is timed: an `ok`
-    then says that the output is right.
+    then says that the output is right. With `timed_only` the passes for memory and kernels are left out: an earlier
+    process has told them.
     """
     mechanism = find(case.mechanism)
     blank = Measurement(
@@ -61,6 +63,7 @@ def measure(
             protocol=protocol,
             device=device,
             phases=phases,
+            timed_only=timed_only,
         )
         done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
     except CaseTimeoutError as error:
@@ -101,6 +104,7 @@ class _Bench:
     protocol: Protocol
     device: torch.device
     phases: Phases
+    timed_only: bool = False
 
     @property
     def case(self) -> Case:
@@ -162,9 +166,18 @@ class _Bench:
                 call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
             )
         clock.close()
+        timed = replace(
+            checked,
+            timing=timing,
+            **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
+            telemetry=recorder.condense(median_ms=timing.median_ms),
+            config=self._config(),
+        )
+        if self.timed_only:
+            return timed
         with self.phases("trace"):
             kernels = kernel_names(call, device=self.device)
-        del call, calls
+        del call, calls  # before the memory pass, which has inputs of its own
         pattern = self.provider.kernels if self.device.type == "cuda" else None
         stray = missing_kernel(kernels, pattern=pattern)
         if stray is not None:
@@ -173,16 +186,11 @@ class _Bench:
             memory = memory_pass(
                 self.case, prepare=self.prepare, device=self.device, state_bytes=self._state_bytes()
             )
+        return replace(timed, memory=memory, kernels=kernels)
+
+    def _config(self) -> str | None:
         config = self._asked(self.provider.describe)
-        return replace(
-            checked,
-            timing=timing,
-            **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
-            memory=memory,
-            telemetry=recorder.condense(median_ms=timing.median_ms),
-            kernels=kernels,
-            config=None if config is None else json.dumps(config, sort_keys=True),
-        )
+        return None if config is None else json.dumps(config, sort_keys=True)
 
     def _state_bytes(self) -> int | None:
         """A quadratic mechanism carries no state, a decode's is an input; of the others only the provider knows."""

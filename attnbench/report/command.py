@@ -27,7 +27,7 @@ from attnbench.summary import summarize_run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attnbench.comparison.comparing import Comparison
+    from attnbench.comparison.found import Comparison
 
 FIGURE_BYTES = 300_000  # of all figures in a page together, compressed; the page stays below a million
 

@@ -16,7 +16,7 @@ from attnbench.words import bytes_text, count_text, factor, rate_text, three, ti
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attnbench.comparison.comparing import Compared, Comparison, Ratio
+    from attnbench.comparison.found import Compared, Comparison, Ratio
     from attnbench.shapes import Standings
     from attnbench.summary import Section as Found
 
