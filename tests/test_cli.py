@@ -47,6 +47,9 @@ COMMANDS = (
     "verify",
     "tune",
     "compare",
+    "check",
+    "noise",
+    "bisect",
     "import",
     "env",
 )
