@@ -544,13 +544,14 @@ def report(
     base: Annotated[
         str | None, typer.Argument(help="What to compare it with; several separated by commas.")
     ] = None,
+    threshold: Threshold = None,
     noise: Annotated[
         str | None, typer.Option("--noise", help="As for compare: how far runs differ on this machine, 1%.")
     ] = None,
-    allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
-    ] = False,
-    figures: Annotated[bool, typer.Option(help="Put the figures of plot in, to download.")] = True,
+    allow_different: AllowDifferent = False,
+    figures: Annotated[
+        bool, typer.Option(help="Put the figures of plot and roofline in, to download.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file; default: report.html in the run's folder.")
     ] = None,
@@ -561,6 +562,7 @@ def report(
     With BASE also the verdict of each case.
     """
     from attnbench.comparison.command import percentage
+    from attnbench.comparison.comparing import THRESHOLD
     from attnbench.comparison.sides import paths_of
     from attnbench.report import command
 
@@ -568,6 +570,7 @@ def report(
     made = command.report(
         paths,
         paths_of([base]) if base else (),
+        threshold=THRESHOLD if threshold is None else percentage(threshold, option="--threshold"),
         noise=None if noise is None else percentage(noise, option="--noise"),
         allow_different=allow_different,
         figures=figures,
@@ -581,7 +584,9 @@ def report(
         return
     print(f"Report: {path}")
     if made.left_out:
-        print(f"{len(made.left_out)} figures would make it too large; attnbench plot writes them.")
+        print(
+            f"{len(made.left_out)} figures would make it too large; attnbench plot and roofline write them."
+        )
 
 
 @app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))

@@ -19,6 +19,7 @@ from attnbench import store
 from attnbench.errors import UserError
 from attnbench.executors.lock import is_held
 from attnbench.executors.run_folder import read_run
+from attnbench.gate.telling import duration
 from attnbench.progress import describe
 from attnbench.sweeps.loader import sweep_of_record
 from attnbench.words import count_text
@@ -104,13 +105,6 @@ def watch(path: Path, console: Console) -> State:
                 count = f"[{place}/{state.total}] " if bar is None else ""
                 console.print(count + describe(row), markup=False, highlight=False, soft_wrap=True)
     return state
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min`, `2.5 h`: as exactly as a guess deserves."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def as_json(state: State) -> str:

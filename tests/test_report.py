@@ -244,9 +244,10 @@ def test_energy_per_token_is_that_of_the_row(tmp_path: Path) -> None:
         (["{empty}"], "holds no row: there is nothing to report"),
         (["{run}", "{other}"], "base and new have no case in common"),
         (["{run}", "{run}", "--noise", "0.01"], "--noise expects a percentage"),
+        (["{run}", "{run}", "--threshold", "3"], "--threshold expects a percentage"),
         (["{run}", "--no-figures", "-o", "{run}/x.html"], "cannot write"),
     ],
-    ids=["no run", "no base", "empty", "foreign base", "noise", "out"],
+    ids=["no run", "no base", "empty", "foreign base", "noise", "threshold", "out"],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     paths = {

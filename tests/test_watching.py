@@ -134,11 +134,3 @@ def test_asking_for_a_lock_leaves_it_as_it_was() -> None:
     assert not is_held("a device")
     with device_lock("a device"):
         pass
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "1 s"), (42.4, "42 s"), (89.9, "90 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert watching.duration(seconds) == words

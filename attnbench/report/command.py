@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnbench.comparison.comparing import compare
+from attnbench.comparison.comparing import THRESHOLD, compare
 from attnbench.comparison.words import closing
 from attnbench.errors import UserError
 from attnbench.plots import plot_run
@@ -44,6 +44,7 @@ def report(
     run: Sequence[Path],
     base: Sequence[Path] = (),
     *,
+    threshold: float = THRESHOLD,
     noise: float | None = None,
     allow_different: bool = False,
     figures: bool = True,
@@ -51,8 +52,8 @@ def report(
 ) -> Report:
     """The report of a run, compared with `base` where that is given; both as paths of files or folders.
 
-    noise, allow_different: as for `attnbench compare`. figures: with the figures to download, which takes a second or
-    two each. tell: hears what is being done.
+    threshold, noise, allow_different: as for `attnbench compare`. figures: with the figures to download, which takes
+    a second or two each. tell: hears what is being done.
 
     Raises UserError as reading and comparing do, and when there is no row at all.
     """
@@ -62,7 +63,9 @@ def report(
     found = None
     if base:
         tell("comparing")
-        found = compare(load_results(base), frame, noise=noise, allow_different=allow_different)
+        found = compare(
+            load_results(base), frame, threshold=threshold, noise=noise, allow_different=allow_different
+        )
     drawn: dict[str, str] = {}
     if figures and (frame["status"] == "ok").any():
         tell("drawing figures")
