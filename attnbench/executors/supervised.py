@@ -42,13 +42,18 @@ class SupervisedWorker:
     ceilings: dict[str, Any] | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
     _worker: WorkerProcess | None = None
+    _running: bool = False
 
     @contextlib.contextmanager
     def running(self) -> Iterator[SupervisedWorker]:
-        """No worker is left behind: an idle one is let go, a busy one killed.
+        """No worker is left behind: an idle one is let go, a busy one killed. Such a block within another does nothing.
 
         Raises UserError when no worker starts here at all.
         """
+        if self._running:
+            yield self
+            return
+        self._running = True
         try:
             self._ready()
             yield self
@@ -60,7 +65,7 @@ class SupervisedWorker:
             if self._worker is not None:
                 self._worker.end()
         finally:
-            self._worker = None
+            self._worker, self._running = None, False
 
     def measure_ceilings(self) -> None:
         """Measure the device's ceilings, once, for the rates of all later rows.

@@ -62,7 +62,7 @@ class FreshProcesses:
     """Measures on this machine, one process after another, each into a run folder of its own below `folder`.
 
     A process checks and times, and nothing else. Kernels and memory, which do not differ between processes, are told by
-    another worker after the first process of a side: a profiler that is asked between two cases may disturb the
+    the first one of a side when it has timed everything: a profiler that is asked between two cases may disturb the
     second. Where the tree of a side cannot leave those passes out, all processes of all sides have them.
     """
 
@@ -92,12 +92,21 @@ class FreshProcesses:
             path, record={**new_record(self.sweep, command=self.command), "gate": gate}, resume=False
         )
         begun = now_s()
-        worker = self._worker(tree, folder, options=("timed_only",) if self._lean else ())
+        worker = SupervisedWorker(
+            device=self.sweep.device,
+            protocol=self.sweep.protocol,
+            log=path / "worker.log",
+            run_id=folder.run_id,
+            lock=self.lock,
+            interpreter=tree.interpreter,
+            options=("timed_only",) if self._lean else (),
+        )
         executor = LocalExecutor(folder=folder, worker=worker, ceilings=False)
-        executor.run(known, started=self.teller.case, finished=lambda row: None)
-        if number == 1 and self._lean:
-            self._prove(known, tree=tree, folder=folder)
-        # With the end of its workers, which the run's own record of its effort leaves out.
+        with worker.running():
+            executor.run(known, started=self.teller.case, finished=lambda row: None)
+            if number == 1 and self._lean:
+                self._prove(known, worker=worker, folder=folder)
+        # With the end of its worker, which the run's own record of its effort leaves out.
         return replace(
             recorded_process(store.load_table(path), executor.folder.record), wall_s=now_s() - begun
         )
@@ -107,29 +116,18 @@ class FreshProcesses:
         """Can the trees of all sides be timed without the other passes?"""
         return all({"timed_only", "proof_only"} <= tree.options for tree in self.trees.values())
 
-    def _worker(self, tree: Tree, folder: RunFolder, *, options: tuple[str, ...]) -> SupervisedWorker:
-        return SupervisedWorker(
-            device=self.sweep.device,
-            protocol=self.sweep.protocol,
-            log=folder.path / "worker.log",
-            run_id=folder.run_id,
-            lock=self.lock,
-            interpreter=tree.interpreter,
-            options=options,
-        )
-
-    def _prove(self, cases: Sequence[Case], *, tree: Tree, folder: RunFolder) -> None:
-        """Add kernels and memory to the rows that are ok, from a worker of its own; a fault there becomes the row."""
+    def _prove(self, cases: Sequence[Case], *, worker: SupervisedWorker, folder: RunFolder) -> None:
+        """Add kernels and memory to the rows that are ok, now that all are timed; a fault there becomes the row."""
         rows = {row["case_id"]: row for row in store.load_table(folder.path).to_pylist()}
-        with self._worker(tree, folder, options=("proof_only",)).running() as worker:
-            for case in cases:
-                row = rows[case.case_id]
-                if row["status"] != Status.OK:
-                    continue
-                self.teller.case(case)
-                proof = worker.row(case)
-                told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels")}
-                folder.keep({**row, **told} if proof["status"] == Status.OK else proof)
+        worker.options = ("proof_only",)
+        for case in cases:
+            row = rows[case.case_id]
+            if row["status"] != Status.OK:
+                continue
+            self.teller.case(case)
+            proof = worker.row(case)
+            told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels")}
+            folder.keep({**row, **told} if proof["status"] == Status.OK else proof)
 
 
 @dataclass(frozen=True, kw_only=True)
