@@ -25,14 +25,16 @@ from attnbench.sweeps.loader import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """What one process measured: its rows with its run's record, and its wall seconds; `start_s` of them to begin.
+    """What one process measured: its rows with its run's record, and the wall seconds that it took.
 
-    None where a recorded run does not tell its seconds.
+    usual_s: what another one would take for the same cases, `start_s` of it to begin; less than `wall_s` where this one
+    had more to tell. None where a recorded run does not tell its seconds.
     """
 
     table: pa.Table
     start_s: float | None
     wall_s: float | None
+    usual_s: float | None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -41,9 +43,9 @@ class Process:
 
     def seconds_for(self, count: int) -> float:
         """What a process like this one would take for so many cases; 0 where it is not known."""
-        if self.wall_s is None or self.start_s is None:
+        if self.usual_s is None or self.start_s is None:
             return 0.0
-        a_case: float = (self.wall_s - self.start_s) / max(self.table.num_rows, 1)
+        a_case: float = (self.usual_s - self.start_s) / max(self.table.num_rows, 1)
         return self.start_s + a_case * count
 
 
@@ -85,7 +87,7 @@ class FreshProcesses:
         tree = self.trees[side]
         known = [case for case in cases if tree.knows(case)]
         if not known:
-            return Process(table=store.to_table([], records={}), start_s=0.0, wall_s=0.0)
+            return Process(table=store.to_table([], records={}), start_s=0.0, wall_s=0.0, usual_s=0.0)
         path = self.folder_of(side, number)
         gate = {"side": side, "number": number, "tree": tree.label}
         folder = open_run(
@@ -106,10 +108,10 @@ class FreshProcesses:
             executor.run(known, started=self.teller.case, finished=lambda row: None)
             if number == 1 and self._lean:
                 self._prove(known, worker=worker, folder=folder)
-        # With the end of its worker, which the run's own record of its effort leaves out.
-        return replace(
-            recorded_process(store.load_table(path), executor.folder.record), wall_s=now_s() - begun
-        )
+        told = recorded_process(store.load_table(path), executor.folder.record)
+        # With the end of its worker, which the run's own record of its effort leaves out, as it does the proofs.
+        wall_s = now_s() - begun
+        return replace(told, wall_s=wall_s, usual_s=told.usual_s if number == 1 else wall_s)
 
     @property
     def _lean(self) -> bool:
@@ -183,4 +185,5 @@ def recorded_process(table: pa.Table, record: Mapping[str, Any]) -> Process:
         table=table,
         start_s=(effort.get("phases_s") or {}).get("start"),
         wall_s=effort.get("wall_s"),
+        usual_s=effort.get("wall_s"),
     )

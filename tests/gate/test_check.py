@@ -16,6 +16,7 @@ from attnbench import load_results
 if TYPE_CHECKING:
     from tests.gate.conftest import Done, Player
 
+ROOT = Path(__file__).parent.parent.parent
 OTHER = {
     "device": "another",
     "device_type": "cpu",
@@ -216,6 +217,15 @@ def test_a_baseline_is_written_by_update_alone_and_the_old_one_is_logged(player:
     marks = {record["baseline"]["replaced"] for record in load_results(stored).attrs["runs"].values()}
     assert {mark.startswith(str(stored)) for mark in marks} == {True}
     assert player.run("check", "tiny.toml", "--replay", slow).code == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results" / "baselines").rglob("*.parquet")), ids=lambda p: p.stem
+)
+def test_stored_baselines_were_written_by_update(path: Path) -> None:
+    records = load_results(path).attrs["runs"]
+    assert records
+    assert all(record["baseline"]["sweep"] == path.stem for record in records.values())
 
 
 @pytest.mark.parametrize("status", ["incorrect", "crashed", "error"])
