@@ -13,7 +13,7 @@ from attnbench.case import Case, Workload
 from attnbench.kernels import lightning_attention_1, lightning_attention_2, lightning_decode
 from attnbench.kernels._host import limits
 from attnbench.kernels._plan import Plan, plan, remembered_tokens, state_bytes
-from attnbench.kernels._scan import REACH
+from attnbench.kernels._scan import REACH, can_specialise
 from attnbench.kernels.lightning1 import tiles
 from attnbench.semantics import TORCH_DTYPES, geometric_slopes
 
@@ -167,6 +167,7 @@ def _launches(case: Case, device: torch.device) -> dict[tuple[int, int, int], Pl
             multiprocessors=limit.multiprocessors,
             shared_memory=limit.shared_memory,
             architecture=limit.architecture,
+            specialised=can_specialise(),
         )
         for key_dim, value_dim, scans in (backward if case.workload.has_backward else [(D, E, 1)])
     }
