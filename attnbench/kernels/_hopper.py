@@ -86,14 +86,15 @@ def _ask(d_q, d_k, d_v, ring, full, slot, where, with_q):
 
 @gluon.jit
 def _products(SCANS: gl.constexpr, descriptors, memory, place, factors, walked, chunks):
-    """Keeps the ring full, as many chunks ahead as it has slots, and computes the masked products k q^T."""
+    """Keeps the ring full, and computes the masked products k q^T."""
     ring, m_p, _, full, empty, p_full, p_empty = memory
     i_scan, i_b, i_h, i_n, i_e, step, reverse = place
     slope, scale_o, scale_s = factors
     STAGES: gl.constexpr = ring[0].shape[0]
     C: gl.constexpr = ring[0].shape[3]
     DTYPE: gl.constexpr = ring[0].dtype
-    AHEAD: gl.constexpr = STAGES - 1
+    # With four slots or more one lies idle, so that the next chunk is asked for before the last one is done with.
+    AHEAD: gl.constexpr = STAGES - 1 if STAGES < 4 else STAGES - 2
     L_P: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
     # lambda^{i-j}, keys by queries; the clamp keeps the excluded half from overflowing.
     b_gap = (

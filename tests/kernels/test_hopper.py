@@ -34,9 +34,14 @@ def specialised(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
 
     def choose(*, segments: int) -> None:
         def planned(scans: Any, *, remembered: Any) -> Plan:
-            width = 64 if scans[0].v.shape[-1] <= 64 else 128
+            wide = scans[0].v.shape[-1] > 64
             return Plan(
-                block_c=64, block_e=width, segments=segments, num_warps=4, num_stages=3, specialised=True
+                block_c=64,
+                block_e=128 if wide else 64,
+                segments=segments,
+                num_warps=4,
+                num_stages=4 if wide else 3,
+                specialised=True,
             )
 
         monkeypatch.setattr(_scan, "_plan_for", planned)
