@@ -351,7 +351,7 @@ def a_large_device(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_triton_state_bytes_follow_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     module = a_large_device(monkeypatch)
     cpu = torch.device("cpu")
-    long = a_case(workload=Workload.FWD, batch=1, seq_len=65_536, value_dim=32)
+    long = a_case(workload=Workload.FWD, batch=1, seq_len=32_768, value_dim=32)
     segments = module.lightning2_config(long, cpu)["segments"]
     assert segments > 1  # 4 heads leave most of the device idle
     # The weakest head remembers more than two of so short segments.

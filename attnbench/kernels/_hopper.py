@@ -222,7 +222,7 @@ def _columns(
             m_q = ring[0].index(slot).reshape((C, BLOCK_D))
             m_k = ring[1].index(slot).reshape((C, BLOCK_D))
             m_v = ring[2].index(slot).reshape((C, BLOCK_E)).slice(GROUP * WIDTH, WIDTH, 1)
-            if p_final is not None:
+            if p_final is not None:  # noqa: SIM102 - decided by the compiler, the next one by the program
                 if i == chunks - 1:
                     # Where the sequence ends the decay reaches to its last token; by exponents, as a division
                     # could overflow.
@@ -246,10 +246,12 @@ def _columns(
             if i_n >= 0:
                 for scan in gl.static_range(SCANS):
                     if i_scan == scan:
-                        tma.async_copy_shared_to_global(descriptors[4 * scan + 3], [i_b, i_h, i_n, i_e], m_out)
+                        tma.async_copy_shared_to_global(
+                            descriptors[4 * scan + 3], [i_b, i_h, i_n, i_e], m_out
+                        )
             i_n += step
             slot, phase = _next(slot, phase, STAGES)
-        if p_final is not None:
+        if p_final is not None:  # noqa: SIM102 - as above
             if ends:
                 p_tile = _state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
                 gl.store(p_tile, b_s, mask=m_s)
@@ -264,7 +266,9 @@ def _columns(
             p_o = _pick(p_o, i_scan, SCANS)
             p_o += i_b * _pick(stride_o[0], i_scan, SCANS) + i_h * _pick(stride_o[1], i_scan, SCANS)
             p_o += o_n.to(gl.int64)[:, None] * _pick(stride_o[2], i_scan, SCANS) + o_v[None, :]
-            gl.store(p_o, m_out.reshape((C, WIDTH)).load(L_OUT), mask=(o_n >= 0)[:, None] & (o_v < E)[None, :])
+            gl.store(
+                p_o, m_out.reshape((C, WIDTH)).load(L_OUT), mask=(o_n >= 0)[:, None] & (o_v < E)[None, :]
+            )
 
 
 @gluon.jit(do_not_specialize=["N", "B", "H", "segments", "segment_len", "reach"])

@@ -24,7 +24,9 @@ _SEGMENTED_US = 3.0  # starting more programs, that look for where they are
 _FIRST_PASS_US = 8.0  # a first of two passes: starting it, and filling its pipelines
 # Of the kernel whose warps specialise:
 _DESCRIBED_US = 20.0  # describing tensors to the copy engine, and its longer start, in each launch
-_SHARED_READS = 0.82  # scans of one launch read some of their tiles from the L2, and it is bound by the memory
+_SHARED_READS = (
+    0.82  # scans of one launch read some of their tiles from the L2, and it is bound by the memory
+)
 
 
 @dataclass(frozen=True, kw_only=True)
