@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -170,6 +173,60 @@ class TestSpecialised:
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(out, lightning_attention_2(q, k, v, slopes))
+
+
+# Gluon is young and its names move: a machine without a GPU notices, too. ptxas tells what registers spill.
+COMPILATION = """
+import re, subprocess, sys, tempfile
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Hopper:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device=0: 0)
+    get_active_torch_device = staticmethod(lambda: torch.device("cpu"))
+
+driver.set_active(Hopper())
+from attnbench.kernels import _host, _scan
+from attnbench.kernels._plan import Plan
+
+compiled = []
+
+class Compile:
+    def __init__(self, kernel, grid, constants):
+        self.kernel, self.grid, self.constants = kernel, grid, constants
+
+    def __call__(self, *leading):
+        compiled.append(self.kernel.warmup(*leading, grid=self.grid, **self.constants))
+
+_host.Launch = Compile
+q, k, v, out = (torch.empty(1, 2, 256, 128, dtype=torch.bfloat16) for _ in range(4))
+plan = Plan(block_c=64, block_e=128, segments=1, num_warps=4, num_stages=4, max_registers=168, specialised=True)
+scan = _scan.Scan(q=q, k=k, v=v, out=out, scale_out=1.0, scale_state=1.0)
+_scan.run_scans([scan], slopes=torch.ones(2), plan=plan)
+ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+    file.write(compiled[0].asm["ptx"])
+    file.flush()
+    told = subprocess.run([ptxas, "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"], capture_output=True, text=True)
+print(re.findall(r"(\\d+) bytes spill stores", told.stderr)[0], compiled[0].metadata.shared, "C7515" in told.stderr)
+"""
+
+
+def test_it_compiles_without_a_gpu_and_keeps_its_states_in_registers() -> None:
+    pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILATION], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    spilled, shared, serialised = done.stdout.split()
+    assert int(spilled) <= 32  # bytes: addresses of a program's start, no part of a state
+    assert int(shared) <= 232_448
+    assert serialised == "False"  # ptxas would say so if it made the wgmma instructions wait for each other
 
 
 @pytest.mark.parametrize(

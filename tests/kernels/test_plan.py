@@ -143,7 +143,7 @@ def test_plans_are_near_the_best_that_was_timed_on_an_h200() -> None:
         nearest = min(own, key=lambda segments: abs(math.log(segments / chosen.segments)))
         assert abs(math.log(nearest / chosen.segments)) < 0.45
         losses.append(math.log(own[nearest] / min(found.values())))
-    assert (len(times), sum(map(len, times.values()))) == (52, 1041)
+    assert (len(times), sum(map(len, times.values()))) == (52, 984)
     mean, worst = math.exp(statistics.fmean(losses)) - 1, math.exp(max(losses)) - 1
     design = " ".join((root / "DESIGN.md").read_text(encoding="utf-8").split())
     assert f"takes {mean * 100:.1f} % more than the best" in design
@@ -236,6 +236,6 @@ def test_every_plan_is_sound(
     ],
 )
 def test_impossible_plans_are_refused(field: str, value: int, message: str) -> None:
-    fields = {"block_c": 64, "block_e": 64, "segments": 1, "num_warps": 4, "num_stages": 3} | {field: value}
+    fields: dict[str, Any] = {"block_c": 64, "block_e": 64, "segments": 1, "num_warps": 4, "num_stages": 3} | {field: value}
     with pytest.raises(ValueError, match=message):
         Plan(**fields)
