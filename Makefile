@@ -1,4 +1,5 @@
-# make sweep: from nothing to curves on what this machine has. make test: the test suite. Both make .venv first.
+# make sweep: from nothing to curves on what this machine has. make test: the test suite. make bench: the cases of the
+# gate under pytest-benchmark. Each makes .venv first.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,17 +12,25 @@ TORCH ?= $(if $(GPU),torch,torch==2.13.0)
 # The pins belong to the machine without a GPU: on the others torch brings the triton it was built with.
 PINS  ?= $(if $(GPU),,-c constraints.txt)
 
+comma := ,
+# The report is tested in a Chromium where there is one.
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+EXTRAS   := test,lint$(if $(CHROMIUM),$(comma)browser)
+
 PIP       := $(BIN)/python -m pip install -q --disable-pip-version-check $(PINS)
 INSTALLED := $(VENV)/.installed
 TESTABLE  := $(VENV)/.installed-for-tests
 
-.PHONY: sweep test lint types check clean
+.PHONY: sweep test bench lint types check clean
 
 sweep: $(INSTALLED)
 	$(BIN)/attnbench sweep quick
 
 test: $(TESTABLE)
 	$(BIN)/python -m pytest -n 2
+
+bench: $(TESTABLE)
+	$(BIN)/python -m pytest benchmarks/
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .
@@ -43,5 +52,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTABLE): $(INSTALLED)
-	$(PIP) -e '.[test,lint]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $@

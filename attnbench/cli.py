@@ -6,30 +6,37 @@ import json
 import shlex
 import signal
 import sys
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.errors import UserError
+from attnbench.gate.commands import bisect, check, noise
+from attnbench.options import (
+    AllowDifferent,
+    DeviceOption,
+    Dtypes,
+    Explain,
+    Format,
+    Json,
+    Mechanisms,
+    ReportFile,
+    SeqLens,
+    ShowAll,
+    Strict,
+    Threshold,
+    Waivers,
+)
+from attnbench.options import Exit as Exit
+from attnbench.options import example as _example
+from attnbench.options import make_console as _console
+from attnbench.options import plain as _plain
 from attnbench.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from attnbench.case import Case
     from attnbench.sweeps.loader import Device, Sweep
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    FINE = 0
-    REGRESSION = 1  # or an incorrect mechanism
-    USAGE = 2
-    INCONCLUSIVE = 3  # or nothing there to judge
-    INTERRUPTED = 130
 
 
 app = typer.Typer(
@@ -58,10 +65,6 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
-def _example(line: str) -> str:
-    return f"Example: {line}"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"attnbench {__version__}")
@@ -75,16 +78,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
-Mechanisms = Annotated[
-    list[str] | None,
-    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
-]
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
-SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
 
 
 @app.command("list", epilog=_example("attnbench list --json"))
@@ -233,7 +226,7 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
 
     if resume and out is None:
         raise UserError("--resume needs --out: the folder of the run to go on with")
-    path = out or default_folder(grid)
+    path = out or default_folder(grid.name)
     console = _console(stderr=True)
     try:
         outcome = run_sweep(
@@ -277,6 +270,10 @@ def _draw(frame: Any, folder: Path) -> list[Path]:
     return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
+def _figures_beside(run: Path) -> Path:
+    return (run if run.is_dir() else run.parent) / "figures"
+
+
 @app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
     runs: Annotated[
@@ -296,8 +293,7 @@ def plot(
     from attnbench.store import load_results
 
     frame = load_results(runs)
-    first = runs[0]
-    folder = out or (first if first.is_dir() else first.parent) / "figures"
+    folder = out or _figures_beside(runs[0])
     try:
         files = _draw(frame, folder)
     except OSError as error:
@@ -308,6 +304,32 @@ def plot(
         return
     summary.render(found, _console())
     print(f"\nFigures: {folder} ({len(files)} files)")
+
+
+@app.command(epilog=_example("attnbench roofline runs/kernels-20260101-120000 -o figures"))
+def roofline(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw FLOP rate against intensity under the ceilings measured in the same run, as PNG and SVG.
+
+    A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows.
+    """
+    from attnbench.roofline_plots import plot_roofline
+    from attnbench.store import load_results
+
+    folder = out or _figures_beside(runs[0])
+    files = plot_roofline(load_results(runs), folder)
+    if json_:
+        print(json.dumps({"figures": [str(file) for file in files]}, indent=1))
+        return
+    print(f"Figures: {folder} ({len(files)} files)")
 
 
 @app.command(epilog=_example("attnbench verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"))
@@ -460,9 +482,7 @@ def compare(
     ] = None,
     base: Annotated[list[str] | None, typer.Option("--base", help="One more of the base side.")] = None,
     new: Annotated[list[str] | None, typer.Option("--new", help="One more of the new side.")] = None,
-    threshold: Annotated[
-        str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")
-    ] = None,
+    threshold: Threshold = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -470,20 +490,13 @@ def compare(
             help="Standard deviation of process medians on this machine, for a side with one process: 1%.",
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Show the cases that stayed the same too.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Give the reason of each verdict.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
-    ] = False,
-    allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Compare across devices and protocols.")
-    ] = False,
-    format_: Annotated[
-        str, typer.Option("--format", help="table, json, markdown, junit or github (annotations).")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the report to a file; stdout has the verdict.")
-    ] = None,
+    waivers: Waivers = None,
+    all_: ShowAll = False,
+    explain: Explain = False,
+    strict: Strict = False,
+    allow_different: AllowDifferent = False,
+    format_: Format = "table",
+    out: ReportFile = None,
 ) -> None:
     """Compare two sets of runs, case by case: what became slower, faster, broken, or needs more memory?
 
@@ -493,11 +506,12 @@ def compare(
     \b
     Exit codes:
       0  no regression
-      1  a regression: slower, broken (ok before and not now), or more peak memory
-      2  bad input, or a different device or protocol without --allow-different
+      1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
+      2  bad input, or another device, driver, library or protocol without --allow-different
       3  no regression, but with --strict a case is unclear or no longer measured
     """
-    from attnbench.comparison import command, formats, words
+    from attnbench.comparison import command
+    from attnbench.comparison.formats import Wanted
 
     asked = command.request(
         sides_given=sides or (),
@@ -505,21 +519,135 @@ def compare(
         new=new or (),
         threshold=threshold,
         noise=noise,
+        waivers=waivers,
         format_=format_,
     )
     found = command.run(asked, allow_different=allow_different)
-    wanted = formats.Wanted(everything=all_, explain=explain, strict=strict)
-    if out is not None:
-        command.save(formats.TEXTS[asked.format](found, wanted), out)
-        print(words.closing(found))
-    elif asked.format == "table":
-        formats.table(found, wanted, _console())
-    else:
-        print(formats.TEXTS[asked.format](found, wanted), end="")
-    if found.regressions:
+    wanted = Wanted(everything=all_, explain=explain, strict=strict)
+    command.hand_over(found, wanted, form=asked.format, out=out, console=_console())
+    if found.failed:
         raise typer.Exit(Exit.REGRESSION)
     if strict and found.doubtful:
         raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+app.command(epilog=_example("attnbench noise ci"))(noise)
+app.command(epilog=_example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
+app.command(epilog=_example("attnbench check ci --against main --time-budget 5m --explain"))(check)
+
+
+@app.command(epilog=_example("attnbench report runs/quick-20260101-120000 -o quick.html"))
+def report(
+    run: Annotated[
+        str, typer.Argument(help="A run: a folder or a Parquet file; several separated by commas.")
+    ],
+    base: Annotated[
+        str | None, typer.Argument(help="What to compare it with; several separated by commas.")
+    ] = None,
+    threshold: Threshold = None,
+    noise: Annotated[
+        str | None, typer.Option("--noise", help="As for compare: how far runs differ on this machine, 1%.")
+    ] = None,
+    allow_different: AllowDifferent = False,
+    figures: Annotated[
+        bool, typer.Option(help="Put the figures of plot and roofline in, to download.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; default: report.html in the run's folder.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write one HTML file of a run that needs no network: charts, findings, every row, the machine.
+
+    With BASE also the verdict of each case.
+    """
+    from attnbench.comparison.command import percentage
+    from attnbench.comparison.comparing import THRESHOLD
+    from attnbench.comparison.sides import paths_of
+    from attnbench.report import command
+
+    paths = paths_of([run])
+    made = command.report(
+        paths,
+        paths_of([base]) if base else (),
+        threshold=THRESHOLD if threshold is None else percentage(threshold, option="--threshold"),
+        noise=None if noise is None else percentage(noise, option="--noise"),
+        allow_different=allow_different,
+        figures=figures,
+        tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+    )
+    path = out or command.default_path(paths[0])
+    command.save(made.html, path)
+    if json_:
+        size = len(made.html.encode())
+        print(json.dumps({"report": str(path), "bytes": size, "left_out": list(made.left_out)}, indent=1))
+        return
+    print(f"Report: {path}")
+    if made.left_out:
+        print(
+            f"{len(made.left_out)} figures would make it too large; attnbench plot and roofline write them."
+        )
+
+
+@app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))
+def watch(
+    run: Annotated[Path, typer.Argument(help="The folder of a sweep that runs in another shell.")],
+    once: Annotated[bool, typer.Option("--once", help="Say how far it is, and end.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the last state as JSON on stdout, for scripts.")
+    ] = False,
+) -> None:
+    """Follow a sweep from another shell: each case as it ends, how many are left, and about how long.
+
+    It ends with the sweep; Ctrl-C ends the watching alone. Exit code 3 if the sweep stopped before its end.
+    """
+    from attnbench import watching
+
+    watcher = watching.Watcher(path=run)
+    state = watcher.look()[0] if once else watching.watch(run, _console(stderr=json_))
+    print(watching.as_json(state) if json_ else state.sentence())
+    if state.stopped:
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+@app.command(
+    "import", epilog=_example("attnbench import bench-1.json bench-2.json bench-3.json -o runs/after")
+)
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help="JSON files that pytest benchmarks/ --benchmark-json=FILE wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the Parquet files; default: beside each JSON."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Turn the JSON of our pytest-benchmark suite into Parquet, one file each, for plot, report and compare.
+
+    A file is one process: measure several for a side of a comparison.
+    """
+    from attnbench import importing
+    from attnbench.words import count_text
+
+    done = importing.import_files(files, folder=out)
+    if json_:
+        found = [
+            {
+                "source": str(each.source),
+                "results": str(each.results),
+                "run_id": each.run_id,
+                "device": each.device,
+                "statuses": dict(each.statuses),
+            }
+            for each in done
+        ]
+        print(json.dumps(found, indent=1))
+        return
+    for each in done:
+        ended = ", ".join(f"{count:,} {status}" for status, count in each.statuses.items())
+        cases = count_text(sum(each.statuses.values()), "case")
+        print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
 
 
 @app.command(epilog=_example("attnbench env --json"))
@@ -533,18 +661,3 @@ def env(json_: Json = False, device: DeviceOption = "auto") -> None:
         return
     for name, value in record.items():
         print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console.width = max(console.width, 110)  # a file or a pipe has no width of its own
-    return console
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

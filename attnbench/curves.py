@@ -162,6 +162,12 @@ def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
     return tuple(sorted(found, key=lambda c: (workload_order(c.workload), c.group.order, c.mechanism)))
 
 
+def groups_of_rows(frame: pd.DataFrame) -> list[Group | None]:
+    """The group of each row, in the order of the frame; None for a row whose shape is unknown."""
+    placed = {int(row["_place"]): group for group, row in _placed(frame)}
+    return [placed.get(place) for place in range(len(frame))]
+
+
 def curve(frame: pd.DataFrame, *, mechanism: str, workload: str, group: Group) -> Curve:
     """One curve of a frame, as `curves` builds it.
 
@@ -247,7 +253,8 @@ def length_label(tokens: int) -> str:
 
 def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
     """The rows whose shape is known, each with its group."""
-    rows = frame[frame[list(_PLACE)].notna().all(axis=1)]
+    rows = frame.assign(_place=range(len(frame)))
+    rows = rows[rows[list(_PLACE)].notna().all(axis=1)]
     product = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
     rows = rows.assign(_product=product)
     rows = rows.assign(_constant=_constant_tokens(rows))
@@ -259,6 +266,7 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
         "device",
         *_PLACE,
         *_VALUES,
+        "_place",
         "_product",
         "_constant",
     ]

@@ -207,6 +207,18 @@ def in_order(mechanisms: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(mechanisms), key=rank))
 
 
+def log_ticks(low: float, high: float, *, base: int, most: int) -> list[float]:
+    """Round numbers of a logarithmic axis: the densest set that has at most `most` of them."""
+    first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
+    powers = [float(base) ** n for n in range(first, last + 1)]
+    sets = [[p * m for p in powers for m in (1, 2, 5)], [p * m for p in powers for m in (1, 3)]]
+    if base != 10:
+        sets = []
+    sets += [powers[-first % step :: step] for step in range(1, len(powers) + 1)]
+    inside = [[tick for tick in ticks if low <= tick <= high] for ticks in sets]
+    return next((ticks for ticks in inside if len(ticks) <= most), inside[-1])
+
+
 def marker_size(style: Style) -> float:
     return 5.4 if style.width > 2 else 4.6
 

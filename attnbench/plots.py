@@ -39,6 +39,7 @@ from attnbench.pages import (
     in_order,
     legend,
     legend_columns,
+    log_ticks,
     marker_size,
     rank,
     save,
@@ -465,18 +466,6 @@ def _y_ticks(axes: Axes, *, page: _Page, labels: bool) -> None:
     axes.tick_params(axis="y", length=3 if labels else 0, width=0.7, labelsize=SMALL, labelcolor=INK, pad=2)
 
 
-def _log_ticks(low: float, high: float, *, base: int, most: int) -> list[float]:
-    """Round numbers of a logarithmic axis: the densest set that has at most `most` of them."""
-    first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
-    powers = [float(base) ** n for n in range(first, last + 1)]
-    sets = [[p * m for p in powers for m in (1, 2, 5)], [p * m for p in powers for m in (1, 3)]]
-    if base != 10:
-        sets = []
-    sets += [powers[-first % step :: step] for step in range(1, len(powers) + 1)]
-    inside = [[tick for tick in ticks if low <= tick <= high] for ticks in sets]
-    return next((ticks for ticks in inside if len(ticks) <= most), inside[-1])
-
-
 def _y_range(values: Floats, *, base: int) -> tuple[float, float]:
     return _padded(float(values.min()), float(values.max()), least=10.0 if base == 10 else 8.0, pad=0.06)
 
@@ -504,7 +493,7 @@ def _left_margin(page: _Page) -> float:
 
 
 def _y_tick_places(page: _Page) -> list[float]:
-    return _log_ticks(*page.y, base=page.quantity.base, most=max(4, round(page.height / 0.3)))
+    return log_ticks(*page.y, base=page.quantity.base, most=max(4, round(page.height / 0.3)))
 
 
 def _tick_width(page: _Page) -> float:

@@ -15,7 +15,8 @@ import pandas as pd
 from attnbench.case import Status
 from attnbench.curves import length_label
 
-_SHAPE = ["batch", "heads", "seq_len", "head_dim", "value_dim", "kv_heads", "dtype", "causal", "device"]
+_SIZES = ("batch", "heads", "seq_len", "head_dim", "value_dim", "kv_heads")
+_SHAPE = [*_SIZES, "dtype", "causal", "device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,12 @@ def lists_shapes(frame: pd.DataFrame) -> bool:
     records = [record for run, record in frame.attrs.get("runs", {}).items() if run in set(frame["run_id"])]
     axes = [(record.get("sweep") or {}).get("axes") or {} for record in records]
     return bool(axes) and all("shapes" in each for each in axes)
+
+
+def labels_of_shapes(frame: pd.DataFrame) -> list[str | None]:
+    """The shape of each row in short, `B4 H16 N8k D128`, in the order of the frame; None where it is unknown."""
+    known = frame[list(_SIZES)].notna().all(axis=1)
+    return [_label(row) if there else None for (_, row), there in zip(frame.iterrows(), known, strict=True)]
 
 
 def standings(frame: pd.DataFrame) -> tuple[Standings, ...]:

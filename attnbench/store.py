@@ -164,6 +164,11 @@ def records(table: pa.Table) -> dict[str, dict[str, Any]]:
     return found
 
 
+def with_records(table: pa.Table, runs: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """The same rows with these records of their runs, by run_id, in place of what was there."""
+    return table.replace_schema_metadata(_metadata(runs))
+
+
 def merge(tables: Iterable[pa.Table]) -> pa.Table:
     """One table of many, the records of all their runs kept. The tables are of the present schema version."""
     tables = list(tables)
@@ -172,7 +177,7 @@ def merge(tables: Iterable[pa.Table]) -> pa.Table:
         joined |= records(table)
     bare = [table.replace_schema_metadata(None).cast(SCHEMA) for table in tables]
     whole = pa.concat_tables(bare) if bare else SCHEMA.empty_table()
-    return whole.replace_schema_metadata(_metadata(joined))
+    return with_records(whole, joined)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -205,7 +210,7 @@ def load_table(paths: Path | str | Iterable[Path | str]) -> pa.Table:
     files = [file for path in given for file in files_of(Path(path))]
     table = merge(read(file) for file in files)
     of_shards = {file.parent.parent for file in files if file.parent.name == "shards"}
-    return table.replace_schema_metadata(_metadata({**records(table), **_run_records(of_shards)}))
+    return with_records(table, {**records(table), **_run_records(of_shards)})
 
 
 def _run_records(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -228,9 +233,13 @@ def load_results(paths: Path | str | Iterable[Path | str]) -> pd.DataFrame:
 
     Raises UserError when a path holds no results, or a file is truncated, foreign or of a newer schema.
     """
+    return to_frame(load_table(paths))
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A table of runs as `load_results` returns it."""
     import pandas as pd
 
-    table = load_table(paths)
     whole_numbers = {pa.int64(): pd.Int64Dtype()}  # without this a null would turn counts into floats
     frame: pd.DataFrame = table.to_pandas(types_mapper=whole_numbers.get)
     frame.attrs = {"runs": records(table)}

@@ -176,8 +176,8 @@ def sentences(summary: Summary) -> list[str]:
     """The whole summary in words, the worst first."""
     said = [f"INCORRECT: {each.sentence()}." for each in summary.incorrect]
     for section in summary.sections:
-        said += [f"{_heading(section)}: {text}." for text in _findings(section)]
-    said += [f"{workload_title(each.workload)}: {_standing_words(each)}" for each in summary.standings]
+        said += [f"{heading(section)}: {text}." for text in findings(section)]
+    said += [f"{workload_title(each.workload)}: {standing_words(each)}" for each in summary.standings]
     said += [f"Not measured: {each.sentence()}." for each in summary.missing]
     said += [f"Warning: {text}." for text in summary.warnings]
     return [*said, closing(summary)]
@@ -407,15 +407,22 @@ def _wide(found: Sequence[Curve]) -> list[str]:
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def _heading(section: Section) -> str:
+def heading(section: Section) -> str:
+    """`Forward, batch 4, 16 heads, ...`."""
     return f"{workload_title(section.workload)}, {section.group.label()}"
 
 
-def _findings(section: Section) -> list[str]:
-    return [_fastest(section), *_flattest(section), *_crossing_words(section), *_energy_words(section)]
+def findings(section: Section) -> list[str]:
+    """All that is said of a section, without full stops."""
+    return [
+        fastest_words(section),
+        *flattest_words(section),
+        *_crossing_words(section),
+        *_energy_words(section),
+    ]
 
 
-def _fastest(section: Section) -> str:
+def fastest_words(section: Section) -> str:
     """Who leads over which lengths: `flash2 is fastest at 512 tokens, lightning2 from 1,024 to 8,192`."""
     parts: list[str] = []
     for mechanism, run in groupby(section.leaders, key=lambda leader: leader.mechanism):
@@ -426,7 +433,8 @@ def _fastest(section: Section) -> str:
     return f"{', '.join(parts)}{alone}"
 
 
-def _flattest(section: Section) -> list[str]:
+def flattest_words(section: Section) -> list[str]:
+    """The mechanism of the most constant speed, as one sentence or none, without a full stop."""
     several = [each for each in section.flatness if each.slope is not None]
     if not several:
         return []
@@ -472,7 +480,7 @@ def _energy_words(section: Section) -> list[str]:
 
 def _render_section(section: Section, console: Console) -> None:
     # Text, never a string: rich would read a bracket in a name as markup.
-    table = Table(title=Text(_heading(section)), title_justify="left", title_style="bold")
+    table = Table(title=Text(heading(section)), title_justify="left", title_style="bold")
     for name in ("tokens", "fastest", "speed", "time", "peak memory", "the next"):
         table.add_column(name, justify="left" if name in ("fastest", "the next") else "right")
     for leader in section.leaders:
@@ -509,11 +517,11 @@ def _render_standings(found: Standings, console: Console) -> None:
         cells = (each.mechanism, str(each.shapes), share, worst, each.worst_at or "", times)
         table.add_row(*map(Text, cells))
     console.print(table)
-    _say(console, _standing_words(found))
+    _say(console, standing_words(found))
     _say(console)
 
 
-def _standing_words(found: Standings) -> str:
+def standing_words(found: Standings) -> str:
     """Who is fastest, and how near to its bound; means are geometric."""
     first = found.standings[0]
     bound = ""
@@ -548,7 +556,7 @@ def _overview(workload: str, sections: Sequence[Section]) -> Table:
     for section in sections:
         flat = next((each for each in section.flatness if each.slope is not None), None)
         score = f"{flat.mechanism} ({factor(flat.flatness)})" if flat else ""
-        table.add_row(Text(section.group.label(without=common)), Text(_fastest(section)), Text(score))
+        table.add_row(Text(section.group.label(without=common)), Text(fastest_words(section)), Text(score))
     return table
 
 

@@ -61,7 +61,7 @@ def run_sweep(
     if sweep.device == "cpu" and sweep.protocol.launch is Launch.GRAPH:
         raise UserError("launch 'graph' needs a CUDA device; on the CPU use --launch eager")
     with device_lock(sweep.device) as lock:  # before the folder: a command that is refused leaves none behind
-        folder = open_run(path, record=_record(sweep, command=command), resume=resume)
+        folder = open_run(path, record=new_record(sweep, command=command), resume=resume)
         missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
         worker = SupervisedWorker(
             device=sweep.device,
@@ -80,12 +80,13 @@ def run_sweep(
     return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"))
 
 
-def default_folder(sweep: Sweep) -> Path:
-    """`runs/<sweep>-<date>-<time>`, below the current folder."""
-    return Path("runs") / f"{sweep.name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+def default_folder(name: str) -> Path:
+    """`runs/<name>-<date>-<time>`, below the current folder."""
+    return Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
-def _record(sweep: Sweep, *, command: Sequence[str]) -> dict[str, Any]:
+def new_record(sweep: Sweep, *, command: Sequence[str]) -> dict[str, Any]:
+    """The record of a run that begins now: its name, what was asked, and how it is measured."""
     now = datetime.datetime.now(datetime.UTC)
     asked = sweep.as_dict()
     return {

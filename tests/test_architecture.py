@@ -20,7 +20,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 # cli -> the commands' work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
-    {"registry", "semantics", "words"},
+    {"registry", "semantics", "words", "options"},
     {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
     {
         "executors",
@@ -29,9 +29,14 @@ LAYERS = (
         "summary",
         "plots",
         "shape_plots",
+        "roofline_plots",
         "progress",
         "tuning",
         "comparison",
+        "gate",
+        "importing",
+        "report",
+        "watching",
     },
     {"cli"},
     {"__main__"},

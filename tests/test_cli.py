@@ -37,7 +37,22 @@ from attnbench.sweeps.loader import preset_names
 from attnbench.version import __version__
 
 HERE = Path(__file__).parent
-COMMANDS = ("list", "sweep", "plot", "verify", "tune", "compare", "env")
+COMMANDS = (
+    "list",
+    "sweep",
+    "watch",
+    "plot",
+    "roofline",
+    "report",
+    "verify",
+    "tune",
+    "compare",
+    "check",
+    "noise",
+    "bisect",
+    "import",
+    "env",
+)
 ATTNBENCH = (sys.executable, "-m", "attnbench")
 LIMIT_S = 120.0
 

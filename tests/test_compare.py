@@ -319,7 +319,7 @@ def test_a_path_with_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b").touch()
     assert command.request(
-        sides_given=["a,b", "c,d"], base=[], new=[], threshold=None, noise=None, format_="table"
+        sides_given=["a,b", "c,d"], base=[], new=[], threshold=None, noise=None, waivers=None, format_="table"
     ).base == [Path("a,b")]
 
 
@@ -348,8 +348,23 @@ OTHER_GPU = _changed(environment={"device": "another", "gpu": {"name": "another"
             "a device",
             "launch: eager on the base side, graph on the new",
         ),
+        (
+            _changed(environment={"gpu": {"driver": "1.3"}}),
+            "a device",
+            "driver: 1.2 on the base side, 1.3 on the new side",
+        ),
+        (
+            _changed(environment={"versions": {"torch": "2.1", "triton": "3.0"}}),
+            "a device",
+            "library torch: 2.0 on the base side, 2.1 on the new side",
+        ),
+        (
+            _changed(environment={"versions": {"torch": "2.0", "triton": "3.0", "a": "2"}}),
+            "a device",
+            "library a: absent on the base side, 2 on the new side",  # the provider is `a library 1.0`
+        ),
     ],
-    ids=["device", "cache", "launch"],
+    ids=["device", "cache", "launch", "driver", "torch", "the library of a provider"],
 )
 def test_what_is_not_comparable_is_refused(
     tmp_path: Path, refused: Refused, record: Mapping[str, Any], device: str, words: str
@@ -361,11 +376,15 @@ def test_what_is_not_comparable_is_refused(
 
 def test_other_differences_are_said(tmp_path: Path) -> None:
     other = _changed(
-        environment={"gpu": {"driver": "1.3"}, "versions": {"torch": "2.1", "xformers": "1"}, "variables": {}}
+        environment={
+            "gpu": {"driver": "1.2", "uuid": "another"},
+            "python": "3.12",
+            "versions": {"torch": "2.0", "triton": "3.0", "xformers": "1"},
+        }
     )
-    text = _invoke(_sided(tmp_path, "base", RECORD), _sided(tmp_path, "new", other), code=0)
-    assert "driver: 1.2 on the base side, 1.3 on the new side" in text
-    assert "library torch: 2.0 on the base side, 2.1 on the new side" in text
+    base = _changed(environment={"python": "3.11"})
+    text = _invoke(_sided(tmp_path, "base", base), _sided(tmp_path, "new", other), code=0)
+    assert "python: 3.11 on the base side, 3.12 on the new side" in text
     assert "library xformers: absent on the base side, 1 on the new side" in text
     assert "cache" not in text
 
@@ -373,7 +392,7 @@ def test_other_differences_are_said(tmp_path: Path) -> None:
 def test_differences_within_a_side_are_said(tmp_path: Path, refused: Refused) -> None:
     first = _sided(tmp_path, "base", RECORD)
     driver = _sided(tmp_path, "driver", _changed(environment={"gpu": {"driver": "1.3"}}))
-    text = _invoke(f"{first},{driver}", _sided(tmp_path, "new", RECORD), code=0)
+    text = _invoke(f"{first},{driver}", _sided(tmp_path, "new", RECORD), "--allow-different", code=0)
     assert "driver: 1.2 and 1.3 on the base side, 1.2 on the new side" in text
     hot = _sided(tmp_path, "hot", _changed(protocol={"cache": "hot"}))
     mixed = [f"{_sided(tmp_path, name, RECORD)},{hot}" for name in ("one", "two")]

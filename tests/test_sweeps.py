@@ -199,6 +199,7 @@ def test_preset(name: str, device: Device) -> None:
 
 def test_preset_names() -> None:
     names = (
+        "ci",
         "constant-speed",
         "crossover",
         "decode",
@@ -226,7 +227,7 @@ def test_preset_on_a_machine_without_a_gpu(name: str) -> None:
 def test_unknown_preset() -> None:
     with pytest.raises(UserError, match=r"^unknown preset 'quik'; did you mean 'quick'\?$"):
         load("quik", device="cpu")
-    with pytest.raises(UserError, match=r"^unknown preset ''; choose from: constant-speed, crossover, "):
+    with pytest.raises(UserError, match=r"^unknown preset ''; choose from: ci, constant-speed, "):
         load("", device="cpu")
 
 
@@ -264,6 +265,74 @@ def test_shapes_keep_their_order_and_repeated_ones_are_merged(tmp_path: Path) ->
     cases = loaded(tmp_path, SHAPES).cases()
     assert [case.shape_id for case in cases] == ["B4-H16-N2048-D128", "B1-H8-N1000-D64"]
     assert len(loaded(tmp_path, SHAPES, mechanism="lightning2,sdpa", value_dim=[32]).cases()) == 4
+
+
+FURTHER = (
+    SHAPES
+    + """
+[[also]]
+mechanism = ["lightning2", "sdpa"]
+workload = ["decode"]
+shapes = [[64, 8, 128, 64]]
+"""
+)
+
+
+def names(sweep: Sweep) -> list[tuple[str, str, str]]:
+    return [(case.mechanism, str(case.workload), case.shape_id) for case in sweep.cases()]
+
+
+def test_a_further_grid_inherits_what_it_does_not_name(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, FURTHER)
+    assert names(sweep)[: len(loaded(tmp_path, SHAPES).cases())] == names(loaded(tmp_path, SHAPES))
+    assert names(sweep)[-2:] == [(name, "decode", "B64-H8-N128-D64") for name in ("lightning2", "sdpa")]
+    assert {case.dtype for case in sweep.cases()} == {"bf16"}
+    assert sweep.as_dict()["also"][0]["workload"] == ["decode"]
+
+
+def test_cases_of_two_grids_are_there_once(tmp_path: Path) -> None:
+    twice = loaded(tmp_path, SHAPES + "[[also]]\nworkload = ['fwd', 'bwd']\n")
+    assert len(names(twice)) == len(set(names(twice))) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "decoded"),
+    [
+        ({"mechanism": "sdpa"}, ["sdpa"]),
+        ({"mechanism": "lightning1"}, []),
+        ({"workload": "bwd"}, []),
+        ({"dtype": "fp16"}, ["lightning2", "sdpa"]),
+    ],
+    ids=str,
+)
+def test_the_command_line_takes_away_from_a_further_grid(
+    tmp_path: Path, asked: dict[str, Any], decoded: list[str]
+) -> None:
+    sweep = loaded(tmp_path, FURTHER, **asked)
+    assert [case.mechanism for case in sweep.cases() if case.workload == "decode"] == decoded
+
+
+def test_the_cpu_has_further_grids_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path, FURTHER + "[cpu]\nalso = []\n")
+    assert "decode" not in {workload for _, workload, _ in names(load(path, device="cpu"))}
+    assert "decode" in {workload for _, workload, _ in names(load(path, device="cuda"))}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[also]]\nheadz = 3\n", r"also\[1\]\.headz: unknown key; did you mean 'heads'\?"),
+        (
+            "[[also]]\n[also.protocol]\ncap_s = 1\n",
+            r"also\[1\]\.protocol: the grids of a sweep share one protocol",
+        ),
+        ("also = 3\n", r"also should be a valid list, got '3'"),
+    ],
+    ids=["key", "protocol", "type"],
+)
+def test_a_further_grid_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loaded(tmp_path, SHAPES + text)
 
 
 def test_a_single_value_stands_for_a_list(tmp_path: Path) -> None:

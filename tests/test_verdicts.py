@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,8 +19,9 @@ from scipy import stats
 
 from attnbench import store
 from attnbench.case import Case, Status, Workload
-from attnbench.comparison import ratios, verdicts
-from attnbench.comparison.comparing import Comparison, compare
+from attnbench.comparison import picks, ratios, verdicts
+from attnbench.comparison.comparing import compare
+from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, judge_errors, judge_memory, judge_status, judge_time
 from attnbench.errors import UserError
 
@@ -451,3 +453,37 @@ def test_errors_grow_beyond_rounding() -> None:
 )
 def test_a_change_in_words(ratio: float, text: str) -> None:
     assert verdicts.change_text(ratio) == text
+
+
+# ---------------------------------------------------------------- what ran
+
+
+def _ran(config: object = None, kernels: list[str] | None = None) -> list[dict[str, Any]]:
+    row = {"config": None if config is None else json.dumps(config), "kernels": kernels}
+    return [row, {"config": None, "kernels": None}]
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "words"),
+    [
+        (_ran({"tile": 64}), _ran({"tile": 64}), None),
+        (_ran({"tile": 64}), _ran(), None),
+        (
+            _ran({"fwd": {"tile": 64, "warps": 4}}),
+            _ran({"fwd": {"tile": 32, "warps": 4}}),
+            "it ran in another configuration: fwd.tile 64 before, 32 now",
+        ),
+        (
+            _ran({"tile": 64}),
+            _ran({"tile": 64, "new": True}),
+            "it ran in another configuration: new none before, true now",
+        ),
+        (_ran(kernels=["a", "b"]), _ran(kernels=["b", "a"]), None),
+        (_ran(kernels=["a", "b"]), _ran(kernels=["b", "c"]), "other kernels ran: a before, c now"),
+        (_ran(kernels=["b"]), _ran(kernels=["b", "c"]), "other kernels ran: c now"),
+    ],
+)
+def test_what_ran_otherwise_is_said(
+    base: list[dict[str, Any]], new: list[dict[str, Any]], words: str | None
+) -> None:
+    assert picks.difference(base, new) == words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from attnbench.case import Case, Status, Workload
-from attnbench.comparison import ratios, sides
+from attnbench.comparison import picks, ratios, sides
+from attnbench.comparison.found import Compared, Comparison, Mean, Ratio, worst_first
 from attnbench.comparison.ratios import Effect
-from attnbench.comparison.sides import Difference
 from attnbench.comparison.verdicts import (
-    Change,
+    SIGNIFICANCE,
     Judged,
     Verdict,
     judge_errors,
@@ -31,90 +30,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 THRESHOLD = 0.03
+
+# The relative standard deviation of process medians: of all cases, or of each by its case_id; None: unknown.
+Noise = float | Mapping[str, float] | None
+
 _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
 _SIZES = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
 _COLUMNS = (
     *("case_id", "run_id", "mechanism", "workload", *_SIZES, "dtype", "causal"),
-    *("status", "reason", "samples_ms", "median_ms", "peak_bytes", *_ERRORS),
+    *("status", "reason", "samples_ms", "median_ms", "peak_bytes", "kernels", "config", *_ERRORS),
 )
-_WORST_FIRST = tuple(Verdict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """New over base, with its 95 % interval; `low` and `high` are None where the noise is unknown."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One case on both sides: milliseconds are geometric means of the medians of processes, None where not ok."""
-
-    name: str  # the case_id
-    case: Case
-    verdict: Verdict
-    reason: str  # in words, without a full stop
-    base_ms: float | None
-    new_ms: float | None
-    processes: tuple[int, int]  # that have a time, of base and of new
-    ratio: Ratio | None  # None where a side has no time
-    p: float | None
-    q: float | None  # p after Benjamini and Hochberg over all cases of the comparison
-    memory: Change | None
-    errors: tuple[Change, ...]
-
-    @property
-    def regressed(self) -> bool:
-        """Slower, broken, or in need of more memory."""
-        more = self.memory is not None and self.memory.worse
-        return more or self.verdict in (Verdict.SLOWER, Verdict.BROKEN)
-
-    @property
-    def worse_errors(self) -> tuple[Change, ...]:
-        return tuple(each for each in self.errors if each.worse)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The geometric mean of the ratios of a mechanism and workload, over the cases with times on both sides."""
-
-    mechanism: str
-    workload: str
-    cases: int
-    ratio: Ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What a comparison found. `cases` are worst first; `threshold` is the one that was applied, a share."""
-
-    cases: tuple[Compared, ...]
-    means: tuple[Mean, ...]
-    differences: tuple[Difference, ...]
-    notices: tuple[str, ...]
-    threshold: float
-    noise: float | None
-    runs: tuple[tuple[str, ...], tuple[str, ...]]
-
-    @property
-    def counts(self) -> Mapping[Verdict, int]:
-        """Cases by verdict, worst first, those that occur."""
-        seen = Counter(each.verdict for each in self.cases)
-        return {verdict: seen[verdict] for verdict in _WORST_FIRST if seen[verdict]}
-
-    @property
-    def regressions(self) -> tuple[Compared, ...]:
-        return tuple(each for each in self.cases if each.regressed)
-
-    @property
-    def doubtful(self) -> tuple[Compared, ...]:
-        """No regression, and no proof that there is none: unclear, or no longer measured."""
-        gone = [each for each in self.cases if each.verdict is Verdict.MISSING and each.processes[0]]
-        unclear = [each for each in self.cases if each.verdict is Verdict.UNCLEAR]
-        return tuple(each for each in (*unclear, *gone) if not each.regressed)
 
 
 def compare(
@@ -122,18 +47,20 @@ def compare(
     new: pd.DataFrame,
     *,
     threshold: float = THRESHOLD,
-    noise: float | None = None,
+    noise: Noise = None,
+    significance: float = SIGNIFICANCE,
     allow_different: bool = False,
     resamples: int = ratios.RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
     """Compare two frames as `store.load_results` returns them; each run in them is a process.
 
-    threshold: the change that counts, as a share. noise: the relative standard deviation of process medians of this
-    machine, used for a side with a single process. allow_different: compare across devices and protocols too.
+    threshold: the change that counts, as a share; in a case whose noise is more than half of it, twice the noise.
+    noise: of this machine; a side with a single process is judged by it. significance: the share of false alarms
+    among the alarms that is put up with. allow_different: compare across devices, libraries and protocols too.
 
-    Raises UserError when the sides share no case, base has none that is ok, a time is not above 0, or a
-    device or protocol differs.
+    Raises UserError when the sides share no case, base has none that is ok, a time is not above 0, or a device, driver,
+    library that computed something, or protocol differs.
     """
     sides.check_sides(base, new)
     differences = sides.differences(base, new)
@@ -142,29 +69,38 @@ def compare(
         raise UserError(
             f"the times are not comparable ({'; '.join(decisive)}); --allow-different compares them all the same"
         )
-    limit = practical_threshold(threshold, noise)
     told = sides.notices(base, new)
     rows = [_rows_by_case(frame) for frame in (base, new)]
     pairs = [_Pair.of(name, rows) for name in sorted({*rows[0], *rows[1]})]
     effects: dict[str, Effect] = {
-        pair.name: pair.effect(noise=noise, resamples=resamples, seed=seed) for pair in pairs if pair.timed
+        pair.name: pair.effect(noise=_noise_of(noise, pair.name), resamples=resamples, seed=seed)
+        for pair in pairs
+        if pair.timed
     }
     p = {name: value for name, each in effects.items() if (value := ratios.p_value(each)) is not None}
     q = dict(zip(p, ratios.adjusted(list(p.values())), strict=True))
     found = [
         _compared(
-            pair, effects.get(pair.name), p=p.get(pair.name), q=q.get(pair.name), cases=len(p), limit=limit
+            pair,
+            effects.get(pair.name),
+            p=p.get(pair.name),
+            q=q.get(pair.name),
+            cases=len(p),
+            limit=practical_threshold(threshold, _noise_of(noise, pair.name)),
+            significance=significance,
         )
         for pair in pairs
     ]
+    stated = noise if isinstance(noise, float) else None
     return Comparison(
-        cases=tuple(sorted(found, key=_worst_first)),
-        means=tuple(_means(found, effects)),
+        cases=tuple(sorted(found, key=worst_first)),
+        means=tuple(_means(found, effects, confidence=1 - significance)),
         differences=tuple(differences),
         notices=tuple(told),
-        threshold=limit,
-        noise=noise,
+        threshold=practical_threshold(threshold, stated),
+        noise=stated,
         runs=(tuple(sorted(set(base["run_id"]))), tuple(sorted(set(new["run_id"])))),
+        significance=significance,
     )
 
 
@@ -274,8 +210,19 @@ def _number(value: Any) -> float | None:
     return None if unknown else float(value)
 
 
+def _noise_of(noise: Noise, name: str) -> float | None:
+    return noise.get(name) if isinstance(noise, Mapping) else noise
+
+
 def _compared(
-    pair: _Pair, effect: Effect | None, *, p: float | None, q: float | None, cases: int, limit: float
+    pair: _Pair,
+    effect: Effect | None,
+    *,
+    p: float | None,
+    q: float | None,
+    cases: int,
+    limit: float,
+    significance: float,
 ) -> Compared:
     counts = (len(_samples(pair.base)), len(_samples(pair.new)))
     judged = pair.judged
@@ -284,11 +231,12 @@ def _compared(
     if judged is None and effect is not None:
         judged = judge_time(
             log_ratio=effect.log_ratio,
-            interval=ratios.interval(effect),
+            interval=ratios.interval(effect, 1 - significance),
             q=q,
             cases=cases,
             processes=counts,
             threshold=limit,
+            significance=significance,
         )
     assert judged is not None
     errors = [{n: v for n in _ERRORS if (v := _known(rows, n)) is not None} for rows in (pair.base, pair.new)]
@@ -300,11 +248,13 @@ def _compared(
         base_ms=_time(pair.base),
         new_ms=_time(pair.new),
         processes=counts,
-        ratio=None if effect is None else _ratio(effect),
+        ratio=None if effect is None else _ratio(effect, confidence=1 - significance),
         p=p,
         q=q,
         memory=judge_memory(_known(pair.base, "peak_bytes"), _known(pair.new, "peak_bytes")),
         errors=judge_errors(errors[0], errors[1], dtype=pair.case.dtype),
+        threshold=limit,
+        pick=picks.difference(pair.base, pair.new),
     )
 
 
@@ -313,23 +263,23 @@ def _time(rows: Sequence[_Row]) -> float | None:
     return math.exp(np.mean([ratios.log_median(each) for each in samples.values()])) if samples else None
 
 
-def _ratio(effect: Effect) -> Ratio:
-    low, high = ratios.interval(effect) or (None, None)
+def _ratio(effect: Effect, *, confidence: float) -> Ratio:
+    low, high = ratios.interval(effect, confidence) or (None, None)
     return Ratio(value=math.exp(effect.log_ratio), low=low, high=high)
 
 
-def _means(found: Sequence[Compared], effects: Mapping[str, Effect]) -> list[Mean]:
+def _means(found: Sequence[Compared], effects: Mapping[str, Effect], *, confidence: float) -> list[Mean]:
     groups: dict[tuple[str, str], list[Effect]] = {}
     for each in found:
         if each.name in effects:
             key = (each.case.mechanism, str(each.case.workload))
             groups.setdefault(key, []).append(effects[each.name])
     return [
-        Mean(mechanism=mechanism, workload=workload, cases=len(same), ratio=_ratio(ratios.mean_effect(same)))
+        Mean(
+            mechanism=mechanism,
+            workload=workload,
+            cases=len(same),
+            ratio=_ratio(ratios.mean_effect(same), confidence=confidence),
+        )
         for (mechanism, workload), same in sorted(groups.items())
     ]
-
-
-def _worst_first(each: Compared) -> tuple[bool, int, float, str]:
-    ratio = each.ratio.value if each.ratio is not None else 0.0
-    return (not each.regressed, _WORST_FIRST.index(each.verdict), -ratio, each.name)

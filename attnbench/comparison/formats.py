@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from attnbench.comparison import words
-from attnbench.comparison.comparing import Compared, Comparison
+from attnbench.comparison.found import Compared, Comparison
 from attnbench.comparison.verdicts import Verdict
 
-_LEFT = ("mechanism", "workload", "shape", "verdict")
+_LEFT = ("case", "mechanism", "workload", "shape", "verdict")
 _STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.SLOWER: "bold red",
@@ -27,16 +27,18 @@ _STYLES = {
     Verdict.FIXED: "green",
 }
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNANSWERED = (Verdict.UNCLEAR, Verdict.MISSING, Verdict.UNTIMED)
 _GITHUB_LINES = 50  # of each kind; GitHub itself shows 10 a step and 50 a job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """How much to print: all cases instead of those that changed, reasons, and doubt as a fault."""
+    """How much to print: all cases instead of those that changed, reasons, doubt as a fault; and whose report it is."""
 
     everything: bool = False
     explain: bool = False
     strict: bool = False
+    title: str = "attnbench compare"
 
 
 def table(found: Comparison, wanted: Wanted, console: Console) -> None:
@@ -53,7 +55,7 @@ def table(found: Comparison, wanted: Wanted, console: Console) -> None:
             _say(console, text)
     for text in words.remarks(found):
         _say(console, f"Note: {text}", style="yellow")
-    _say(console, words.closing(found), style="bold red" if found.regressions else "bold")
+    _say(console, words.closing(found), style="bold red" if found.failed else "bold")
 
 
 def table_text(found: Comparison, wanted: Wanted) -> str:
@@ -68,9 +70,12 @@ def as_json(found: Comparison, wanted: Wanted) -> str:
     document = {
         "threshold": found.threshold,
         "noise": found.noise,
+        "significance": found.significance,
         "runs": {"base": found.runs[0], "new": found.runs[1]},
         "counts": {str(verdict): count for verdict, count in found.counts.items()},
         "regressions": [each.name for each in found.regressions],
+        "waived": [each.name for each in found.waived],
+        "expired": found.expired,
         "cases": [_case_json(each) for each in found.cases],
         "means": [dataclasses.asdict(mean) for mean in found.means],
         "differences": [{**dataclasses.asdict(d), "sentence": d.sentence()} for d in found.differences],
@@ -84,9 +89,9 @@ def markdown(found: Comparison, wanted: Wanted) -> str:
     rows = words.shown(found, everything=wanted.everything)
     parts = [f"**{_escaped(words.closing(found))}**"]
     if rows:
-        parts.append(_markdown_table(words.HEADINGS, map(words.cells, rows)))
+        parts.append(markdown_table(words.HEADINGS, map(words.cells, rows)))
     if found.means:
-        parts.append(_markdown_table(words.MEAN_HEADINGS, map(words.mean_cells, found.means)))
+        parts.append(markdown_table(words.MEAN_HEADINGS, map(words.mean_cells, found.means)))
     reasons = words.explanations(rows) if wanted.explain else []
     said = [*reasons, *words.remarks(found)]
     if said:
@@ -95,27 +100,32 @@ def markdown(found: Comparison, wanted: Wanted) -> str:
 
 
 def junit(found: Comparison, wanted: Wanted) -> str:
-    """JUnit XML: a test case for each case; a regression is a failure, what has no answer is skipped.
+    """JUnit XML: a test case for each case; a regression is a failure, what has no answer or is waived is skipped.
 
-    When doubt counts as a fault (`strict`), a doubtful case is a failure too.
+    When doubt counts as a fault (`strict`), a doubtful case is a failure too. Each expired waiver is a failure.
     """
     doubtful = found.doubtful if wanted.strict else ()
     failed = {each.name for each in (*found.regressions, *doubtful)}
     skipped = {
         each.name
         for each in found.cases
-        if each.name not in failed and each.verdict in (Verdict.UNCLEAR, Verdict.MISSING, Verdict.UNTIMED)
+        if each.name not in failed and (each.waived or each.verdict in _UNANSWERED)
     }
-    counts = {"tests": len(found.cases), "failures": len(failed), "errors": 0, "skipped": len(skipped)}
+    counts = {
+        "tests": len(found.cases) + len(found.expired),
+        "failures": len(failed) + len(found.expired),
+        "errors": 0,
+        "skipped": len(skipped),
+    }
     numbers = {name: str(count) for name, count in counts.items()}
     suites = ElementTree.Element("testsuites", numbers)
-    suite = ElementTree.SubElement(suites, "testsuite", {"name": "attnbench compare", **numbers})
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": wanted.title, **numbers})
     for each in found.cases:
         place = {"classname": f"{each.case.mechanism}.{each.case.workload}", "name": each.name}
         # Seconds of one call on the new side, as test reports draw their history from this.
         seconds = {} if each.new_ms is None else {"time": f"{each.new_ms / 1e3:.9f}"}
         test = ElementTree.SubElement(suite, "testcase", {**place, **seconds})
-        message = _NO_XML.sub("?", words.explanation(each))
+        message = _xml_text(words.explanation(each))
         if each.name in failed:
             failure = {"message": message, "type": _kind(each)}
             ElementTree.SubElement(test, "failure", failure).text = message
@@ -123,8 +133,13 @@ def junit(found: Comparison, wanted: Wanted) -> str:
             ElementTree.SubElement(test, "skipped", {"message": message})
         else:
             ElementTree.SubElement(test, "system-out").text = message
+    for number, text in enumerate(map(_xml_text, found.expired), start=1):
+        test = ElementTree.SubElement(
+            suite, "testcase", {"classname": "waivers", "name": f"expired {number}"}
+        )
+        ElementTree.SubElement(test, "failure", {"message": text, "type": "expired waiver"}).text = text
     end = ElementTree.SubElement(suite, "system-out")
-    end.text = _NO_XML.sub("?", "\n".join(words.sentences(found)))
+    end.text = _xml_text("\n".join(words.sentences(found)))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -134,16 +149,25 @@ def github(found: Comparison, wanted: Wanted) -> str:
 
     What is doubtful is one warning, or with `strict` an error for each case.
     """
-    lines = [_command("error", _title(each), words.explanation(each)) for each in found.regressions]
+    lines = [_command("error", "expired waiver", text) for text in found.expired]
+    lines += [_command("error", _title(each), words.explanation(each)) for each in found.regressions]
     if wanted.strict:
         lines += [_command("error", _title(each), words.explanation(each)) for each in found.doubtful]
     left = len(lines) - _GITHUB_LINES
     if left > 0:
         lines = [*lines[:_GITHUB_LINES], _command("error", "attnbench", f"and {left:,} more")]
-    remarks = [_command("warning", "attnbench compare", text) for text in words.remarks(found)]
+    said = [text for text in words.remarks(found) if text.removesuffix(".") not in found.expired]
+    remarks = [_command("warning", wanted.title, text) for text in said]
     lines += remarks[:_GITHUB_LINES]
-    kind = "notice" if not found.doubtful or found.regressions else "warning"
-    return "\n".join([*lines, _command(kind, "attnbench compare", words.closing(found))]) + "\n"
+    kind = "notice" if not found.doubtful or found.failed else "warning"
+    return "\n".join([*lines, _command(kind, wanted.title, words.closing(found))]) + "\n"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; names stand to the left, numbers to the right."""
+    lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
+    lines += [[_escaped(text) for text in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # Formats that are one text. The table is apart: on a terminal it knows the width and has colours.
@@ -186,6 +210,9 @@ def _case_json(each: Compared) -> dict[str, Any]:
         "verdict": str(each.verdict),
         "regressed": each.regressed,
         "reason": each.reason,
+        "pick": each.pick,
+        "waived": each.waived,
+        "threshold": each.threshold,
         "base_ms": each.base_ms,
         "new_ms": each.new_ms,
         "processes": {"base": each.processes[0], "new": each.processes[1]},
@@ -201,16 +228,15 @@ def _change_json(change: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(change), "ratio": change.ratio}
 
 
-def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
-    lines += [[_escaped(text) for text in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is: no cell ends early, and no HTML comes of a reason."""
     plain = " ".join(text.split())
     return re.sub(r"([\\`*_|\[\]#])", r"\\\1", plain.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _xml_text(text: str) -> str:
+    """Text without the characters that XML has no way to write."""
+    return _NO_XML.sub("?", text)
 
 
 def _kind(each: Compared) -> str:

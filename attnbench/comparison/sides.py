@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 NAMES = ("base", "new")
 
-# A difference in these compares two questions, not two answers.
-_DECISIVE = ("device", "cache", "launch")
+# A difference in these compares two questions, or two machines, and not two answers. Of libraries it is those that
+# computed something, and the two that everything here rests on.
+_DECISIVE = ("device", "driver", "cuda", "cache", "launch", "library torch", "library triton")
 _OPTIONAL = ("library ", "variable ")
 
 
@@ -69,15 +70,23 @@ def load_side(paths: Sequence[Path], *, name: str) -> pd.DataFrame:
     return frame
 
 
-def check_sides(base: pd.DataFrame, new: pd.DataFrame) -> None:
-    """Refuse what cannot be compared at all.
+def check_base(base: pd.DataFrame) -> None:
+    """Refuse a base that nothing can be held to.
 
-    Raises UserError when the base side has no case that is ok, or the sides share no case.
+    Raises UserError when it has no case that is ok.
     """
     if not (base["status"] == Status.OK).any():
         ended = base["status"].value_counts()
         how = ", ".join(f"{count:,} {status}" for status, count in sorted(ended.items()))
         raise UserError(f"the base side has no case with status ok, so nothing can be held to it ({how})")
+
+
+def check_sides(base: pd.DataFrame, new: pd.DataFrame) -> None:
+    """Refuse what cannot be compared at all.
+
+    Raises UserError when the base side has no case that is ok, or the sides share no case.
+    """
+    check_base(base)
     ours, theirs = set(base["case_id"]), set(new["case_id"])
     if not ours & theirs:
         raise UserError(
@@ -91,18 +100,37 @@ def differences(base: pd.DataFrame, new: pd.DataFrame) -> list[Difference]:
 
     What no run of a side states is unknown and no difference.
     """
-    stated = [_stated_by_runs(frame) for frame in (base, new)]
+    by_runs = [_stated_by_runs(frame) for frame in (base, new)]
     # A library or variable that one run names and another does not is absent there: that is a difference too.
-    optional = {name for side in stated for run in side for name in run if name.startswith(_OPTIONAL)}
+    optional = {name for side in by_runs for run in side for name in run if name.startswith(_OPTIONAL)}
     sides = [
         _facts(frame, [{**dict.fromkeys(optional, "absent"), **run} for run in side])
-        for frame, side in zip((base, new), stated, strict=True)
+        for frame, side in zip((base, new), by_runs, strict=True)
     ]
+    # A provider's label begins with its distribution: `flash-attn 2.8.3`.
+    labels = {str(label) for frame in (base, new) for label in frame["provider"].dropna().unique()}
+    decisive = {*_DECISIVE, *(f"library {label.split(' ')[0]}" for label in labels)}
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         values = [tuple(sorted(side.get(name, ()))) for side in sides]
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
-            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in _DECISIVE))
+            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in decisive))
+    return sorted(found, key=lambda each: not each.decisive)
+
+
+def between_records(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """In what two runs' environments and protocols differ, by their records alone; decisive ones first.
+
+    What one of them does not state is no difference, but for a library or variable, which is absent there. The
+    commit and the version of attnbench are what a comparison of two records is about, and no difference either.
+    """
+    told = [stated(record) for record in (base, new)]
+    found = []
+    for name in dict.fromkeys([*told[0], *told[1]]):
+        values = [side.get(name, "absent" if name.startswith(_OPTIONAL) else None) for side in told]
+        if name not in ("commit", "attnbench") and None not in values and values[0] != values[1]:
+            sides = [(str(value),) for value in values]
+            found.append(Difference(name=name, base=sides[0], new=sides[1], decisive=name in _DECISIVE))
     return sorted(found, key=lambda each: not each.decisive)
 
 
@@ -126,12 +154,32 @@ def notices(base: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     return said
 
 
+def stated(record: Mapping[str, Any]) -> dict[str, str]:
+    """One run's record as facts by name, those that bear on a time."""
+    environment = _part(record, "environment")
+    gpu, git = _part(environment, "gpu"), _part(environment, "git")
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    facts: dict[str, Any] = {
+        "device": environment.get("device"),
+        **_part(record, "protocol"),
+        "driver": gpu.get("driver"),
+        "GPU unit": gpu.get("uuid"),
+        "clocks locked": gpu.get("clocks_locked"),
+        "highest SM clock": gpu.get("max_sm_clock_mhz"),
+        **{name: environment.get(name) for name in ("cuda", "cudnn", "attnbench", "python", "processor")},
+        "commit": f"{str(git['commit'])[:12]}{dirty}" if git.get("commit") else None,
+    }
+    facts |= {f"library {name}": value for name, value in _part(environment, "versions").items()}
+    facts |= {f"variable {name}": value for name, value in _part(environment, "variables").items()}
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
 # ------------------------------------------------------------------------------------------------------------
 
 
 def _stated_by_runs(frame: pd.DataFrame) -> list[dict[str, str]]:
     records: Mapping[str, Mapping[str, Any]] = frame.attrs.get("runs", {})
-    return [_stated(records[run]) for run in sorted(set(frame["run_id"]) & set(records))]
+    return [stated(records[run]) for run in sorted(set(frame["run_id"]) & set(records))]
 
 
 def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
@@ -146,25 +194,6 @@ def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str
     for mechanism, provider in set(zip(timed["mechanism"], timed["provider"], strict=True)):
         facts.setdefault(f"provider of {mechanism}", set()).add(str(provider))
     return facts
-
-
-def _stated(record: Mapping[str, Any]) -> dict[str, str]:
-    """One run's record as facts by name, those that bear on a time."""
-    environment = _part(record, "environment")
-    gpu, git = _part(environment, "gpu"), _part(environment, "git")
-    dirty = " with uncommitted changes" if git.get("dirty") else ""
-    facts: dict[str, Any] = {
-        "device": environment.get("device"),
-        **_part(record, "protocol"),
-        "driver": gpu.get("driver"),
-        "GPU unit": gpu.get("uuid"),
-        "clocks locked": gpu.get("clocks_locked"),
-        **{name: environment.get(name) for name in ("cuda", "cudnn", "attnbench", "python", "processor")},
-        "commit": f"{str(git['commit'])[:12]}{dirty}" if git.get("commit") else None,
-    }
-    facts |= {f"library {name}": value for name, value in _part(environment, "versions").items()}
-    facts |= {f"variable {name}": value for name, value in _part(environment, "variables").items()}
-    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

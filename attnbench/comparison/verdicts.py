@@ -70,15 +70,16 @@ def judge_time(
     cases: int,
     processes: tuple[int, int],
     threshold: float,
+    significance: float = SIGNIFICANCE,
 ) -> Judged:
     """Judge the time of a case that is ok on both sides.
 
-    `slower`: among `cases` cases the change is significant after Benjamini and Hochberg (q below 5 %), its
+    `slower`: among `cases` cases the change is significant after Benjamini and Hochberg (q below `significance`), its
     interval excludes 1, and the ratio itself is beyond the threshold; `faster` likewise. `same`: the whole
     interval lies within the threshold. Everything else is `unclear`.
 
-    log_ratio: new over base. interval: of the ratio, at 95 %; None when the noise is unknown, and q with it.
-    processes: of base and of new. threshold: a share, 0.03 for 3 %.
+    log_ratio: new over base. interval: of the ratio, at a confidence of 1 - significance; None when the noise is
+    unknown, and q with it. processes: of base and of new. threshold: a share, 0.03 for 3 %.
     """
     change = f"{change_text(math.exp(log_ratio))}"
     if interval is None or q is None:
@@ -86,16 +87,17 @@ def judge_time(
     low, high = interval
     limit = 1 + threshold
     # The point is an element of its interval, up to rounding of exp.
-    span = f"95 % interval {change_text(low)} to {change_text(high)}"
+    confidence = percent_text(1 - significance)
+    span = f"{confidence} interval {change_text(low)} to {change_text(high)}"
     beyond, apart = abs(log_ratio) > math.log(limit), not low <= 1 <= high
     within = f"{percent_text(threshold)}"
-    if beyond and apart and q < SIGNIFICANCE:
+    if beyond and apart and q < significance:
         verdict = Verdict.SLOWER if log_ratio > 0 else Verdict.FASTER
         return Judged(verdict=verdict, reason=f"{change} ({span}), which is beyond {within}; q = {q:.2g}")
     if 1 / limit <= low and high <= limit:
         return Judged(verdict=Verdict.SAME, reason=f"{change} ({span}), all of it within {within}")
     more = _more(processes)
-    if apart and q < SIGNIFICANCE:
+    if apart and q < significance:
         return Judged(
             verdict=Verdict.UNCLEAR,
             reason=f"it changed by {change} ({span}), and whether by more than {within} is open{more}",

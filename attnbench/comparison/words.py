@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnbench.comparison.comparing import Compared, Comparison, Mean, Ratio
+from attnbench.comparison.found import Compared, Comparison, Mean, Ratio
 from attnbench.comparison.verdicts import Change, Verdict, change_text, percent_text
 from attnbench.words import bytes_text, count_text, time_text
 
@@ -18,7 +18,7 @@ def closing(found: Comparison) -> str:
     parts: list[str] = []
     for verdict, count in counts.items():
         words = {
-            Verdict.SAME: f"the same within {percent_text(found.threshold)}",
+            Verdict.SAME: f"the same within {_thresholds(found)}",
             Verdict.UNTIMED: "without a time on either side",
             Verdict.MISSING: "on one side only",
         }.get(verdict, str(verdict))
@@ -28,10 +28,9 @@ def closing(found: Comparison) -> str:
     memory = sum(each.memory is not None and each.memory.worse for each in found.cases)
     if memory:
         parts.append(f"{memory:,} {'needs' if memory == 1 else 'need'} more memory")
-    regressed = len(found.regressions)
-    none = "No regression was shown" if found.doubtful else "No regression"
-    end = count_text(regressed, "regression") if regressed else none
-    return f"{', '.join(parts)}. {end}."
+    if found.waived:
+        parts.append(f"{len(found.waived):,} waived")
+    return f"{', '.join(parts)}. {_end(found)}."
 
 
 def remarks(found: Comparison) -> list[str]:
@@ -43,6 +42,8 @@ def remarks(found: Comparison) -> list[str]:
             f"stated noise of process medians: {percent_text(found.noise)}, so that changes count from "
             f"{percent_text(found.threshold)} on."
         )
+    said += [f"{each.name}: {each.waived}." for each in found.waived]
+    said += [f"{text}." for text in found.expired]
     for each in found.cases:
         said += [f"{each.name}: error of {error_text(change)}." for change in each.worse_errors]
     return said
@@ -56,7 +57,8 @@ def sentences(found: Comparison) -> Sequence[str]:
 def explanation(each: Compared) -> str:
     """Why a case has its verdict, and what else changed: one line."""
     memory = f"; peak memory {memory_words(each.memory)}" if each.memory and each.memory.worse else ""
-    return f"{each.name}: {each.verdict}: {each.reason}{memory}"
+    said = [text for text in (each.pick, each.waived) if text]
+    return "; ".join([f"{each.name}: {each.verdict}: {each.reason}{memory}", *said])
 
 
 def explanations(cases: Sequence[Compared]) -> list[str]:
@@ -90,7 +92,7 @@ def cells(each: Compared) -> tuple[str, ...]:
         "" if each.new_ms is None else time_text(each.new_ms),
         ratio_text(each.ratio),
         _more_memory(each.memory),
-        str(each.verdict),
+        str(each.verdict) if each.waived is None else f"{each.verdict}, waived",
     )
 
 
@@ -122,6 +124,22 @@ def memory_words(change: Change) -> str:
 def error_text(change: Change) -> str:
     """`o 2.1e-03 before, 6.4e-03 now`."""
     return f"{_ERRORS.get(change.name, change.name)} {change.base:.1e} before, {change.new:.1e} now"
+
+
+def _end(found: Comparison) -> str:
+    faults = []
+    if found.regressions:
+        faults.append(count_text(len(found.regressions), "regression"))
+    if found.expired:
+        faults.append(count_text(len(found.expired), "expired waiver"))
+    none = "No regression was shown" if found.doubtful else "No regression"
+    return " and ".join(faults) or none
+
+
+def _thresholds(found: Comparison) -> str:
+    """`3 %`, or `3 % to 4.2 %` where noise widens it for some of the cases that are the same."""
+    limits = {each.threshold for each in found.cases if each.verdict is Verdict.SAME} or {found.threshold}
+    return " to ".join(dict.fromkeys(percent_text(limit) for limit in (min(limits), max(limits))))
 
 
 def _more_memory(change: Change | None) -> str:

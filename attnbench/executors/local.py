@@ -19,6 +19,7 @@ class LocalExecutor:
 
     folder: RunFolder
     worker: SupervisedWorker
+    ceilings: bool = True  # measure the device's ceilings first, for the rates of the rows
     _overlong: list[Row] = field(default_factory=list)
 
     def run(
@@ -35,7 +36,8 @@ class LocalExecutor:
         begun = now_s()
         with self.worker.running() as worker:
             worker.ceilings = self.folder.record.get("ceilings")
-            worker.measure_ceilings()
+            if self.ceilings:
+                worker.measure_ceilings()
             worker.phases_s["start"] = now_s() - begun  # the worker's start and the ceilings
             self.folder = self.folder.with_record(environment=worker.environment, ceilings=worker.ceilings)
             try:

@@ -33,6 +33,26 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
+def _path(device_id: str) -> Path:
+    folder = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir())
+    return folder / f"attnbench-{re.sub(r'[^A-Za-z0-9.-]+', '-', device_id)}.lock"
+
+
+def is_held(device_id: str) -> bool:
+    """Is somebody timing on the device? Asking takes the lock for an instant, which a sweep that starts waits out."""
+    try:
+        descriptor = os.open(_path(device_id), os.O_RDONLY)
+    except OSError:
+        return False  # it was never taken, or is not for us to see
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def device_lock(device_id: str) -> Iterator[int]:
     """Hold the lock of a device; yields the lock's file descriptor.
@@ -41,8 +61,7 @@ def device_lock(device_id: str) -> Iterator[int]:
 
     Raises UserError when another sweep holds it.
     """
-    folder = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir())
-    path = folder / f"attnbench-{re.sub(r'[^A-Za-z0-9.-]+', '-', device_id)}.lock"
+    path = _path(device_id)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with contextlib.suppress(PermissionError):  # another user's, and open to all already

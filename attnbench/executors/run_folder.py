@@ -91,6 +91,19 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
     return RunFolder(path=path, record=there)
 
 
+def read_run(path: Path) -> RunFolder:
+    """The run in a folder, to look at.
+
+    Raises UserError when there is none, or its record is damaged.
+    """
+    record = _read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} is no folder of a run (it has no {_RECORD}): give the folder that sweep -o names"
+        )
+    return RunFolder(path=path, record=record)
+
+
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
         text = (path / _RECORD).read_text(encoding="utf-8")

@@ -11,7 +11,13 @@ from typing import Any
 from attnbench import store
 from attnbench.case import Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
-from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError, WorkerProcess
+from attnbench.executors.worker_process import (
+    HERE,
+    Interpreter,
+    WorkerDiedError,
+    WorkerHungError,
+    WorkerProcess,
+)
 from attnbench.measure.clock import timestamp
 from attnbench.registry import find
 
@@ -30,6 +36,8 @@ class SupervisedWorker:
     log: Path
     run_id: str
     lock: int | None = None  # descriptor of the device lock, for the workers to inherit
+    interpreter: Interpreter = HERE
+    options: tuple[str, ...] = ()  # of the worker's messages: what of a measurement is wanted
     environment: dict[str, Any] | None = None
     ceilings: dict[str, Any] | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -69,11 +77,12 @@ class SupervisedWorker:
         """Measure a case (or only check its output); a dead or hanging worker becomes the row's status."""
         limit = self.protocol.first_call_limit_s + self.protocol.limit_s + _GRACE_S
         message = {
-            "measure": case.as_dict(),
-            "protocol": self.protocol.as_dict(),
+            "measure": _known(case.as_dict(), self.interpreter.case_fields),
+            "protocol": _known(self.protocol.as_dict(), self.interpreter.protocol_fields),
             "ceilings": self.ceilings,
             "run_id": self.run_id,
             "verify_only": verify_only,
+            **dict.fromkeys(self.options, True),
         }
         try:
             worker = self._ready()
@@ -108,7 +117,9 @@ class SupervisedWorker:
         """The worker at hand, or a new one; the first one also tells the environment."""
         if self._worker is None or not self._worker.alive:
             try:
-                self._worker = WorkerProcess(device=self.device, log=self.log, inherit=self.lock)
+                self._worker = WorkerProcess(
+                    device=self.device, log=self.log, inherit=self.lock, interpreter=self.interpreter
+                )
             except (WorkerDiedError, WorkerHungError) as error:
                 if self.environment is None:
                     raise UserError(
@@ -118,3 +129,8 @@ class SupervisedWorker:
             if self.environment is None:
                 self.environment = self._worker.environment
         return self._worker
+
+
+def _known(values: Mapping[str, Any], fields: frozenset[str] | None) -> dict[str, Any]:
+    """The fields that the worker's code has a name for."""
+    return {name: value for name, value in values.items() if fields is None or name in fields}

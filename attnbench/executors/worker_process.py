@@ -9,6 +9,8 @@ import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,16 +28,40 @@ class WorkerHungError(Exception):
     """The worker gave no answer within the deadline and was killed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """The Python that a worker runs in, and with it the code that it measures.
+
+    command: the executable and its flags. variables: of the environment, over those of this process.
+    case_fields, protocol_fields: those that its `Case` and `Protocol` know; None: as here.
+    """
+
+    command: tuple[str, ...] = (sys.executable,)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    case_fields: frozenset[str] | None = None
+    protocol_fields: frozenset[str] | None = None
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables of its processes."""
+        return {**os.environ, **self.variables}
+
+
+HERE = Interpreter()
+
+
 class WorkerProcess:
     """One worker. It sits in a session of its own, so that Ctrl-C reaches the parent alone."""
 
-    def __init__(self, *, device: str, log: Path, inherit: int | None = None) -> None:
+    def __init__(
+        self, *, device: str, log: Path, inherit: int | None = None, interpreter: Interpreter = HERE
+    ) -> None:
         self._log = log
         self._pending = b""
         with log.open("ab") as stderr:
             self._log_start = stderr.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "attnbench.measure.worker", device],
+                [*interpreter.command, "-m", "attnbench.measure.worker", device],
+                env=interpreter.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -90,7 +90,7 @@ def _processor() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that the package runs from; None when it is no checkout."""
+    """Commit of the checkout that the package runs from, and whether the package differs from it; None: no checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -105,7 +105,7 @@ def _git() -> dict[str, Any] | None:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--", "..")  # what else lies in the checkout is no code that runs
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 

@@ -33,11 +33,14 @@ def measure(
     device: torch.device,
     ceilings: Ceilings | None,
     verify_only: bool = False,
+    timed_only: bool = False,
+    proof_only: bool = False,
 ) -> Measurement:
     """Measure one case; whatever goes wrong becomes a status with a reason.
 
     A case whose output is wrong is `incorrect` and is not timed. With `verify_only` nothing is timed: an `ok`
-    then says that the output is right.
+    then says that the output is right. With `timed_only` the passes for memory and kernels are left out, with
+    `proof_only` the timing is.
     """
     mechanism = find(case.mechanism)
     blank = Measurement(
@@ -61,6 +64,8 @@ def measure(
             protocol=protocol,
             device=device,
             phases=phases,
+            timed_only=timed_only,
+            proof_only=proof_only,
         )
         done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
     except CaseTimeoutError as error:
@@ -101,6 +106,8 @@ class _Bench:
     protocol: Protocol
     device: torch.device
     phases: Phases
+    timed_only: bool = False
+    proof_only: bool = False
 
     @property
     def case(self) -> Case:
@@ -154,17 +161,15 @@ class _Bench:
         if checked.status is not Status.OK:
             return checked
         call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
-        recorder = Recorder(handle=nvml_handle(self.device))
-        with self.phases("warm-up"):
-            estimate = warm_up(call, clock=clock, protocol=self.protocol)
-        with self.phases("sample"):
-            timing = collect(
-                call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
-            )
+        done = checked
+        if not self.proof_only:
+            done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
         clock.close()
+        if self.timed_only:
+            return done
         with self.phases("trace"):
             kernels = kernel_names(call, device=self.device)
-        del call, calls
+        del call, calls  # before the memory pass, which has inputs of its own
         pattern = self.provider.kernels if self.device.type == "cuda" else None
         stray = missing_kernel(kernels, pattern=pattern)
         if stray is not None:
@@ -173,16 +178,30 @@ class _Bench:
             memory = memory_pass(
                 self.case, prepare=self.prepare, device=self.device, state_bytes=self._state_bytes()
             )
-        config = self._asked(self.provider.describe)
+        return replace(done, memory=memory, kernels=kernels)
+
+    def _timed(
+        self, checked: Measurement, *, call: Call, clock: Clock, ceilings: Ceilings | None
+    ) -> Measurement:
+        """Warm up and sample, with what the device says of itself meanwhile."""
+        recorder = Recorder(handle=nvml_handle(self.device))
+        with self.phases("warm-up"):
+            estimate = warm_up(call, clock=clock, protocol=self.protocol)
+        with self.phases("sample"):
+            timing = collect(
+                call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
+            )
         return replace(
             checked,
             timing=timing,
             **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
-            memory=memory,
             telemetry=recorder.condense(median_ms=timing.median_ms),
-            kernels=kernels,
-            config=None if config is None else json.dumps(config, sort_keys=True),
+            config=self._config(),
         )
+
+    def _config(self) -> str | None:
+        config = self._asked(self.provider.describe)
+        return None if config is None else json.dumps(config, sort_keys=True)
 
     def _state_bytes(self) -> int | None:
         """A quadratic mechanism carries no state, a decode's is an input; of the others only the provider knows."""

@@ -1,7 +1,8 @@
 """The worker process: takes cases one by one as JSON lines on stdin and answers each with a row on stdout.
 
 It is a process of its own so that a hang, an abort inside a compiler or a corrupted CUDA context costs one case.
-Messages in: {"measure": {case fields}, "protocol", "ceilings", "run_id", "verify_only"} or {"ceilings": true}.
+Messages in: {"measure": {case fields}, "protocol", "ceilings", "run_id", and options that are true} or
+{"ceilings": true}.
 Messages out: {"hello": {environment}}, {"ceilings": {...}}, {"row": {...}, "phases_s": {...}, "lost_device": bool}.
 """
 
@@ -21,6 +22,9 @@ from attnbench.case import Case, Protocol, Status
 from attnbench.measure.ceilings import Ceilings, measure_ceilings
 from attnbench.measure.environment import collect, pick_device
 from attnbench.measure.runner import measure
+
+# What a message may ask for, as `runner.measure` has it; the worker of another revision may know fewer.
+OPTIONS = ("verify_only", "timed_only", "proof_only")
 
 _HOST_MEMORY_SHARE = 0.85
 
@@ -51,7 +55,7 @@ def _answer(message: dict[str, Any], *, device: torch.device) -> dict[str, Any]:
         protocol=Protocol(**message["protocol"]),
         device=device,
         ceilings=None if ceilings is None else Ceilings(**ceilings),
-        verify_only=message["verify_only"],
+        **{option: bool(message.get(option, False)) for option in OPTIONS},
     )
     lost = measurement.status is Status.ERROR and _device_is_lost(device)
     row = store.row(measurement, run_id=message["run_id"])

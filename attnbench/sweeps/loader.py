@@ -14,8 +14,13 @@
     [protocol]                      # optional: fields of attnbench.case.Protocol
     limit_s = 10
 
+    [[also]]                        # optional: one more grid; keys that it does not name are those above
+    workload = ["decode"]
+    batch = [64]
+
     [cpu]                           # optional: what replaces the keys above on a machine without a GPU
     seq_len = [256, 512]
+    also = []
     [cpu.protocol]
     limit_s = 3
 
@@ -25,20 +30,16 @@ An irregular list of shapes replaces batch, tokens, heads, seq_len and head_dim:
 
 A single value may stand for a list of one. Three layers are read by the same rules, a later one replacing
 keys of an earlier one: the file, its [cpu] table, the command line. The same quantity given in another way is
-replaced too: batch by tokens, the axes by shapes, and the reverse.
+replaced too: batch by tokens, the axes by shapes, and the reverse. Where a further
+grid names mechanisms, workloads or dtypes, the command line only takes some of them away.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import itertools
-import os
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_type_hints
 
@@ -53,16 +54,18 @@ from pydantic import (
 )
 
 from attnbench.case import DTYPES, Case, Protocol, Workload
-from attnbench.errors import UserError, nearest, unknown
+from attnbench.errors import UserError, nearest
 from attnbench.registry import mechanisms
+from attnbench.sweeps.source import Places, Where, open_sweep, preset_names
 from attnbench.sweeps.values import parse_names, parse_size, parse_sizes, shown
+
+__all__ = ["Axes", "Device", "Overrides", "Sweep", "load", "preset_names"]
 
 Device = Literal["cuda", "cpu"]
 Shape = tuple[int, int, int, int]  # batch, heads, seq_len, head_dim
-Where = Callable[[str], str]  # a key's place as an error sentence names it: "my.toml, line 4: seq_len"
-Places = Callable[..., Where]  # the same for the keys of a table: places("cpu", "protocol")("limit_s")
 Given = str | int | Sequence[str | int] | None
 
+NAME_KEYS = ("mechanism", "workload", "dtype")
 SHAPE_KEYS = ("batch", "tokens", "heads", "seq_len", "head_dim")
 
 
@@ -108,56 +111,35 @@ class Overrides:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A named grid of cases for one kind of device, and how each is measured."""
+    """A named grid of cases (and further ones in `also`) for one kind of device, and how each is measured."""
 
     name: str
     description: str
     device: Device
     axes: Axes
     protocol: Protocol
+    also: tuple[Axes, ...] = ()
 
     def cases(self) -> tuple[Case, ...]:
         """The cases in the order of measurement, shape by shape, so that mechanisms are timed side by side.
 
         Outermost first: dtype, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
-        mechanism. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape.
+        mechanism. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape. Further
+        grids follow, without cases that were there before.
         """
-        return tuple(
-            Case(
-                mechanism=mechanism,
-                workload=workload,
-                batch=batch,
-                heads=heads,
-                seq_len=seq_len,
-                head_dim=head_dim,
-                dtype=dtype,
-                kv_heads=kv_heads,
-                value_dim=value_dim,
-            )
-            for dtype in self.axes.dtype
-            for (batch, heads, seq_len, head_dim), value_dim, kv_heads in _shapes(self.axes)
-            for workload in self.axes.workload
-            for mechanism in self.axes.mechanism
-        )
+        return tuple(dict.fromkeys(case for axes in (self.axes, *self.also) for case in _cases(axes)))
 
     def as_dict(self) -> dict[str, Any]:
         """What was asked, in types that JSON has; axes that were not given are left out."""
-        axes = {key: _plain(value) for key, value in vars(self.axes).items() if value not in ((), None)}
         protocol = {key: _plain(value) for key, value in self.protocol.as_dict().items()}
         return {
             "name": self.name,
             "description": self.description,
             "device": self.device,
-            "axes": axes,
+            "axes": _axes_dict(self.axes),
+            **({"also": [_axes_dict(axes) for axes in self.also]} if self.also else {}),
             "protocol": protocol,
         }
-
-
-def preset_names() -> tuple[str, ...]:
-    """The sweeps that come with attnbench, in alphabetical order."""
-    return tuple(
-        sorted(entry.name.removesuffix(".toml") for entry in _presets() if entry.name.endswith(".toml"))
-    )
 
 
 def load(name_or_path: str | Path, *, device: Device, overrides: Overrides | None = None) -> Sweep:
@@ -166,30 +148,56 @@ def load(name_or_path: str | Path, *, device: Device, overrides: Overrides | Non
     The [cpu] table is checked on every device. Raises UserError, with the place and the reason in one
     sentence, for whatever keeps the sweep from yielding cases.
     """
-    file = _open(name_or_path)
+    file = open_sweep(name_or_path)
     keys, protocol = _layer(_Document, file.parse(), places=file.places)
     description, cpu = keys.pop("description", ""), keys.pop("cpu", {})
-    cpu_keys, cpu_protocol = _layer(_Table, cpu, places=file.places, table=("cpu",))
+    further = _further(keys.pop("also", []), places=file.places)
+    cpu_keys, cpu_protocol = _layer(_CpuTable, cpu, places=file.places, table=("cpu",))
+    cpu_further = _further(cpu_keys.pop("also", None), places=file.places, table=("cpu",))
     if device == "cpu":
         keys, protocol = _replace(keys, cpu_keys), protocol | cpu_protocol
+        further = further if cpu_further is None else cpu_further
     asked = {key: value for key, value in vars(overrides or Overrides()).items() if value is not None}
     own_keys, own_protocol = _layer(_Table, asked, places=_flags)
-    for key in SHAPE_KEYS:
-        if "shapes" in keys and key in own_keys:
-            raise UserError(
-                f"{_flag(key)}: {file.label} lists its shapes one by one; choose a sweep with axes instead"
-            )
-    keys, protocol = _replace(keys, own_keys), protocol | own_protocol
-    _complete(keys, label=file.label)
+    first = _asked_of(keys, own_keys, label=file.label)
+    also = [
+        _asked_of(
+            _over(keys, more, own_keys),
+            {key: value for key, value in own_keys.items() if key not in NAME_KEYS or key not in more},
+            label=file.label,
+        )
+        for more in further or ()
+    ]
     sweep = Sweep(
         name=file.stem,
         description=description,
         device=device,
-        axes=Axes(**keys),
-        protocol=Protocol(**protocol),
+        axes=Axes(**first),
+        protocol=Protocol(**protocol | own_protocol),
+        also=tuple(Axes(**grid) for grid in also if all(grid[key] for key in NAME_KEYS)),
     )
-    _consistent(sweep, label=file.label)
+    for axes in (sweep.axes, *sweep.also):
+        _consistent(axes, label=file.label)
+    _feasible(sweep.protocol, label=file.label)
     return sweep
+
+
+def sweep_of_record(record: Mapping[str, Any]) -> Sweep:
+    """The sweep that `as_dict` gave the record of.
+
+    Raises UserError for one that is damaged, or of another version.
+    """
+    try:
+        return Sweep(
+            name=record["name"],
+            description=record["description"],
+            device=record["device"],
+            axes=_axes_of_dict(record["axes"]),
+            protocol=Protocol(**record["protocol"]),
+            also=tuple(_axes_of_dict(axes) for axes in record.get("also", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the record of the run names no sweep that this attnbench knows: {error}") from None
 
 
 # The layers: which keys there are, and what a value must be.
@@ -256,7 +264,13 @@ class _Table(BaseModel):
     protocol: dict[str, Any] = {}
 
 
-class _Document(_Table):
+class _CpuTable(_Table):
+    """What replaces keys on a machine without a GPU."""
+
+    also: list[dict[str, Any]] = []
+
+
+class _Document(_CpuTable):
     """A whole file."""
 
     description: str = ""
@@ -321,6 +335,42 @@ def _layer(
     return keys, protocol
 
 
+def _further(
+    tables: list[dict[str, Any]] | None, *, places: Places, table: tuple[str, ...] = ()
+) -> list[dict[str, Any]] | None:
+    """The keys of further grids, parsed; None: the layer has nothing to say of them."""
+    if tables is None:
+        return None
+    found = []
+    for number, values in enumerate(tables, start=1):
+        inner = (*table, f"also[{number}]")
+        if "protocol" in values:
+            raise UserError(f"{places(*inner)('protocol')}: the grids of a sweep share one protocol")
+        found.append(_layer(_Table, values, places=places, table=inner)[0])
+    return found
+
+
+def _over(keys: Mapping[str, Any], more: Mapping[str, Any], own_keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A further grid over the first one: of the names it gives, those that the command line has too."""
+    grid = _replace(keys, more)
+    for key in NAME_KEYS:
+        if key in more and key in own_keys:
+            grid[key] = tuple(name for name in more[key] if name in own_keys[key])
+    return grid
+
+
+def _asked_of(keys: Mapping[str, Any], own_keys: Mapping[str, Any], *, label: str) -> dict[str, Any]:
+    """A grid of the file under what the command line says; complete, or UserError."""
+    for key in SHAPE_KEYS:
+        if "shapes" in keys and key in own_keys:
+            raise UserError(
+                f"{_flag(key)}: {label} lists its shapes one by one; choose a sweep with axes instead"
+            )
+    grid = _replace(keys, own_keys)
+    _complete(grid, label=label)
+    return grid
+
+
 def _replace(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """One layer over another; what the upper one says in another way is gone from the lower one."""
     gone: set[str] = set()
@@ -347,25 +397,59 @@ def _complete(keys: Mapping[str, Any], *, label: str) -> None:
         raise UserError(f"{label}: missing key 'batch' (or 'tokens')")
 
 
-def _consistent(sweep: Sweep, *, label: str) -> None:
+def _consistent(axes: Axes, *, label: str) -> None:
     """Do the values of the layers fit together?"""
-    tokens = sweep.axes.tokens
-    for seq_len in sweep.axes.seq_len:
+    tokens = axes.tokens
+    for seq_len in axes.seq_len:
         if tokens is not None and tokens % seq_len:
             raise UserError(
                 f"{label}: tokens {tokens} is not a multiple of seq_len {seq_len}; change one of them "
                 "or give batch in place of tokens (batch = tokens / seq_len)"
             )
-    for heads in sweep.axes.heads or [heads for _, heads, _, _ in sweep.axes.shapes]:
-        for kv_heads in sweep.axes.kv_heads:
+    for heads in axes.heads or [heads for _, heads, _, _ in axes.shapes]:
+        for kv_heads in axes.kv_heads:
             if heads % kv_heads:
                 raise UserError(f"{label}: heads {heads} is not a multiple of kv_heads {kv_heads}")
-    protocol = sweep.protocol
+
+
+def _feasible(protocol: Protocol, *, label: str) -> None:
+    """Can the sampling rule be met at all?"""
     if not protocol.min_samples_floor <= protocol.min_samples <= protocol.max_samples:
         raise UserError(
             f"{label}: the protocol needs min_samples_floor <= min_samples <= max_samples, got "
             f"{protocol.min_samples_floor}, {protocol.min_samples} and {protocol.max_samples}"
         )
+
+
+def _cases(axes: Axes) -> Iterator[Case]:
+    for dtype in axes.dtype:
+        for (batch, heads, seq_len, head_dim), value_dim, kv_heads in _shapes(axes):
+            for workload, mechanism in itertools.product(axes.workload, axes.mechanism):
+                yield Case(
+                    mechanism=mechanism,
+                    workload=workload,
+                    batch=batch,
+                    heads=heads,
+                    seq_len=seq_len,
+                    head_dim=head_dim,
+                    dtype=dtype,
+                    kv_heads=kv_heads,
+                    value_dim=value_dim,
+                )
+
+
+def _axes_dict(axes: Axes) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in vars(axes).items() if value not in ((), None)}
+
+
+def _axes_of_dict(values: Mapping[str, Any]) -> Axes:
+    axes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    axes["workload"] = tuple(Workload(name) for name in axes["workload"])
+    if "shapes" in axes:
+        axes["shapes"] = tuple(tuple(shape) for shape in axes["shapes"])
+    return Axes(**axes)
 
 
 def _shapes(axes: Axes) -> Iterator[tuple[Shape, int, int]]:
@@ -394,97 +478,3 @@ def _flag(key: str) -> str:
 
 def _flags(*_table: str) -> Where:
     return _flag
-
-
-# The file: found, read, and asked for the line of a key.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    label: str  # as error sentences name it
-    stem: str
-    text: str
-
-    def parse(self) -> dict[str, Any]:
-        try:
-            return tomllib.loads(self.text)
-        except RecursionError:
-            raise UserError(f"{self.label}: malformed TOML: nested too deeply") from None
-        except tomllib.TOMLDecodeError as error:
-            problem, _, position = str(error).partition(" (at ")
-            found = re.match(r"line (\d+)", position)
-            line = found[1] if found else self.text.rstrip().count("\n") + 1  # "(at end of document)"
-            raise UserError(f"{self.label}, line {line}: malformed TOML: {problem}") from None
-        except ValueError:  # from int(): more than 4300 digits
-            raise UserError(f"{self.label}: malformed TOML: a number of thousands of digits") from None
-
-    def places(self, *table: str) -> Where:
-        """Names the keys of a table with file and line."""
-
-        def place(key: str) -> str:
-            path = (*table, key)
-            line = self.line_of(path)
-            name = ".".join(part if part.isprintable() else ascii(part) for part in path)
-            return f"{self.label}, line {line}: {name}" if line else f"{self.label}: {name}"
-
-        return place
-
-    def line_of(self, path: tuple[str, ...]) -> int | None:
-        """The line on which a key starts: all above it parses and lacks the key, with it that ends."""
-        lines = self.text.split("\n")
-        for number, line in enumerate(lines, start=1):
-            if (
-                path[-1] in line
-                and _has(lines[: number - 1], path) is False
-                and _has(lines[:number], path) is not False
-            ):
-                return number
-        return None
-
-
-def _has(lines: list[str], path: tuple[str, ...]) -> bool | None:
-    """Do these lines define the key? None when they are no complete document."""
-    try:
-        value: Any = tomllib.loads("\n".join(lines))
-    except ValueError:
-        return None
-    for part in path:
-        if not isinstance(value, dict) or part not in value:
-            return False
-        value = value[part]
-    return True
-
-
-def _presets() -> Iterator[Traversable]:
-    return (importlib.resources.files("attnbench.sweeps") / "presets").iterdir()
-
-
-def _open(name_or_path: str | Path) -> _File:
-    text = str(name_or_path)
-    separators = [separator for separator in (os.sep, os.altsep) if separator]
-    if isinstance(name_or_path, Path) or text.endswith(".toml") or any(s in text for s in separators):
-        return _read(Path(name_or_path))
-    for entry in _presets():
-        if entry.name == f"{text}.toml":
-            return _File(label=f"preset '{text}'", stem=text, text=entry.read_text(encoding="utf-8"))
-    raise unknown("preset", text, preset_names())
-
-
-def _read(path: Path) -> _File:
-    name = shown(path, longest=200)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        hint = f"; did you mean the preset '{path.stem}'?" if path.stem in preset_names() else ""
-        raise UserError(f"there is no sweep file {name}{hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{name} is a directory, not a sweep file") from None
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(f"cannot read the sweep file {name}: {reason}") from None
-    try:
-        text = data.decode("utf-8-sig")  # editors on Windows put a byte order mark first
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: the file is not UTF-8 text") from None
-    return _File(label=str(path), stem=path.stem, text=text.replace("\r\n", "\n"))

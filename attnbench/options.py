@@ -1,0 +1,80 @@
+"""What the modules of the command line share: exit codes, options that mean the same everywhere, consoles."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    FINE = 0
+    REGRESSION = 1  # or an incorrect mechanism
+    USAGE = 2
+    INCONCLUSIVE = 3  # or nothing there to judge
+    INTERRUPTED = 130
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
+Mechanisms = Annotated[
+    list[str] | None,
+    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
+]
+Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
+SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
+
+# What is compared with what, and how the verdicts are handed over: `compare`, `check`, `noise`, `bisect`.
+Threshold = Annotated[
+    str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")
+]
+Waivers = Annotated[
+    Path | None,
+    typer.Option("--waivers", help="TOML file of regressions that are put up with until a day, and why."),
+]
+ShowAll = Annotated[bool, typer.Option("--all", help="Show the cases that stayed the same too.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Give the reason of each verdict.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit code 3 when a case is unclear, or no longer measured.")
+]
+AllowDifferent = Annotated[
+    bool, typer.Option("--allow-different", help="Compare across devices, drivers, libraries, protocols.")
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="table, json, markdown, junit or github (annotations, and the step summary)."
+    ),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write the report to a file; stdout has the verdict.")
+]
+
+
+def example(line: str) -> str:
+    """The last line of a command's help."""
+    return f"Example: {line}"
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console as wide as its terminal; a file or a pipe has no width of its own and gets room for a table."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
+    return console
+
+
+def plain(text: str) -> str:
+    """Text whose brackets rich does not take for markup."""
+    from rich.markup import escape
+
+    return escape(text)

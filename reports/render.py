@@ -1,0 +1,72 @@
+"""Write the report of every recorded run, and pictures of it in light, dark, on a phone and on paper.
+
+    python reports/render.py [DEVICE]          # results/h200/*.parquet -> reports/h200/*/report.html and report.*.png
+
+The pictures need a Chromium and the extra `browser`; without them only the pages are written.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from attnbench.report import command
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDE = {"width": 1280, "height": 1500}
+VIEWS: Mapping[str, Mapping[str, Any]] = {
+    "light": {"viewport": WIDE},
+    "dark": {"viewport": WIDE, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 1700}},
+    "print": {"viewport": {"width": 718, "height": 1050}},  # A4 without its margins, at 96 to the inch
+}
+
+
+def main() -> None:
+    """Render all runs of one device."""
+    device = sys.argv[1] if len(sys.argv) > 1 else "h200"
+    pages = [_page(path) for path in sorted((ROOT / "results" / device).glob("*.parquet"))]
+    if CHROMIUM is None:
+        print("no Chromium: no pictures")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        for page in pages:
+            for name, view in VIEWS.items():
+                _picture(browser, page, name=name, view=view)
+        browser.close()
+
+
+def _page(path: Path) -> Path:
+    target = ROOT / "reports" / path.parent.name / path.stem / "report.html"
+    command.save(command.report([path]).html, target)
+    print(target.relative_to(ROOT))
+    return target
+
+
+def _picture(browser: Any, page: Path, *, name: str, view: Mapping[str, Any]) -> None:
+    context = browser.new_context(offline=True, **view)
+    shown = context.new_page()
+    shown.goto(page.as_uri())
+    shown.wait_for_selector("html[data-ready]")
+    if name == "print":
+        shown.emulate_media(media="print")
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+    picture = Image.open(io.BytesIO(shown.screenshot()))
+    # A page has few colours: a palette of them is a third of the bytes.
+    palette = picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette.save(page.with_suffix(f".{name}.png"), optimize=True)
+    context.close()
+
+
+if __name__ == "__main__":
+    main()
