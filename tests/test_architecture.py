@@ -20,7 +20,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 # cli -> the commands' work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
-    {"registry", "semantics", "words"},
+    {"providers", "catalogue", "registry", "semantics", "words"},
     {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
     {
         "executors",

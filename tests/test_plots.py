@@ -266,7 +266,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_every_built_in_mechanism_has_a_style() -> None:
-    assert {mechanism.name for mechanism in registry._BUILT_IN} <= set(STYLES)
+    assert {mechanism.name for mechanism in registry.BUILT_IN} <= set(STYLES)
 
 
 def test_styles_differ_without_colour() -> None:

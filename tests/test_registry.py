@@ -21,7 +21,7 @@ from attnbench.registry import Mechanism, Provider, find, load_target, mechanism
 from attnbench.semantics import KEPT, SEMANTICS
 
 PACKAGE = Path(attnbench.__file__).parent
-BUILT_IN = registry._BUILT_IN
+BUILT_IN = registry.BUILT_IN
 ABSENT = "attnbench_no_such_package"
 
 TARGETS = sorted(
