@@ -143,6 +143,14 @@ class Crossover:
         )
 
 
+def line_names(frame: pd.DataFrame) -> pd.Series[str]:
+    """What each row's line is called: its mechanism and, where a window is an axis, that too: `streaming-llm W1k`."""
+    if "window" not in frame:
+        return frame["mechanism"]
+    windows = frame["window"].map(lambda window: "" if pd.isna(window) else f" W{length_label(int(window))}")
+    return frame["mechanism"] + windows
+
+
 def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
     """All curves of a results frame, by workload, group and mechanism.
 
@@ -248,6 +256,7 @@ def length_label(tokens: int) -> str:
 def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
     """The rows whose shape is known, each with its group."""
     rows = frame[frame[list(_PLACE)].notna().all(axis=1)]
+    rows = rows.assign(mechanism=line_names(rows))
     product = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
     rows = rows.assign(_product=product)
     rows = rows.assign(_constant=_constant_tokens(rows))

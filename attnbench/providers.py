@@ -34,7 +34,7 @@ from typing import Any, Literal
 from attnbench.case import DTYPES, Case, Workload
 
 Layout = Literal["BHND", "BNHD"]
-Cost = Literal["N", "N^2"]
+Cost = Literal["N", "N W", "N^2"]  # W: a window of fixed length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class Provider:
     equal_value_dim: bool = False
     grouped_heads: bool = False
     non_causal: bool = False
+    version: str | None = None  # recorded in place of the distribution's own
     state_bytes: str | None = (
         None  # "module:function" (case, device) -> bytes of recurrent state in device memory
     )
@@ -72,6 +73,7 @@ class Provider:
         None  # "module:function" (case, device) -> dict of tiles, warps, operator chosen, ...
     )
     decode: Decode | None = None
+    compiles_each_shape: bool = False  # for seconds, in the first call
 
     @property
     def available(self) -> bool:
@@ -86,11 +88,16 @@ class Provider:
     @property
     def label(self) -> str:
         """What ran, for the `provider` column: `torch 2.11.0 sdpa-flash`."""
+        return " ".join(part for part in (self.distribution, self._version, self.variant) if part)
+
+    @property
+    def _version(self) -> str:
+        if self.version is not None:
+            return self.version
         try:
-            version = importlib.metadata.version(self.distribution)
+            return importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        return " ".join(part for part in (self.distribution, version, self.variant) if part)
+            return "(not installed)"
 
     def serving(self, workload: Workload) -> Provider:
         """The provider as a workload sees it: itself or, for a decode, with the target, variant and kernels of that.

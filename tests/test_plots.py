@@ -16,8 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from attnbench import plots, registry
+from attnbench import plots
 from attnbench.case import Case, Status
+from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
 from attnbench.pages import STYLES, style_of
 from attnbench.plots import SIGNS, flatness_words, plot_run
@@ -266,7 +267,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_every_built_in_mechanism_has_a_style() -> None:
-    assert {mechanism.name for mechanism in registry.BUILT_IN} <= set(STYLES)
+    assert {mechanism.name for mechanism in BUILT_IN} <= set(STYLES)
 
 
 def test_styles_differ_without_colour() -> None:

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 import attnbench
-from attnbench import registry
 from attnbench.case import Case, Workload
+from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
 from attnbench.registry import Mechanism, Provider, find, load_target, mechanisms, support
 from attnbench.semantics import KEPT, SEMANTICS
 
 PACKAGE = Path(attnbench.__file__).parent
-BUILT_IN = registry.BUILT_IN
 ABSENT = "attnbench_no_such_package"
 
 TARGETS = sorted(

@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attnbench.providers import Decode, Mechanism, Provider
 
 _HALF = ("bf16", "fp16")
+_LONG_RANGE = ("bf16", "fp32")  # sums over a whole sequence, without decay, leave the range of fp16
+_SCAN = r"^_?lightning2"  # our scan kernel, whatever is made of it
+
+
+def _fla(*, target: str, **others: Any) -> Provider:
+    return Provider(
+        target=f"attnbench.baselines.fla_ops:{target}",
+        distribution="fla-core",
+        package="fla",
+        install="pip install fla-core",
+        dtypes=_HALF,  # fp32 is multiplied in TF32, which is not fp32
+        layout="BNHD",
+        head_dim_multiple=2,
+        **others,
+    )
+
+
+def _feature_maps(target: str, *, max_head_dim: int = 256) -> tuple[Provider, ...]:
+    """A feature map over our scan, and over the scan in PyTorch."""
+    return (
+        Provider(
+            target=f"attnbench.baselines.feature_triton:{target}",
+            distribution="triton",
+            variant="attnbench",
+            dtypes=_LONG_RANGE,
+            max_head_dim=max_head_dim,
+            head_dim_multiple=16,
+            kernels=_SCAN,
+        ),
+        Provider(
+            target=f"attnbench.baselines.feature_torch:{target}",
+            distribution="torch",
+            variant="chunked",
+            devices=("cpu",),
+            dtypes=_LONG_RANGE,
+        ),
+    )
+
 
 LINEAR: tuple[Mechanism, ...] = (
     Mechanism(
@@ -19,7 +59,7 @@ LINEAR: tuple[Mechanism, ...] = (
                 variant="attnbench",
                 max_head_dim=256,
                 head_dim_multiple=16,
-                kernels=r"^_?lightning2",
+                kernels=_SCAN,
                 state_bytes="attnbench.baselines.lightning_triton:lightning2_state_bytes",
                 describe="attnbench.baselines.lightning_triton:lightning2_config",
                 decode=Decode(
@@ -52,7 +92,7 @@ LINEAR: tuple[Mechanism, ...] = (
                 variant="attnbench",
                 max_head_dim=256,
                 head_dim_multiple=16,
-                kernels=r"^_?lightning2",
+                kernels=_SCAN,
             ),
         ),
     ),
@@ -80,7 +120,7 @@ LINEAR: tuple[Mechanism, ...] = (
             ),
         ),
     ),
-    # The three libraries below multiply fp32 inputs in TF32, which is not fp32: half precision only.
+    # These libraries multiply fp32 inputs in TF32, which is not fp32: half precision only.
     Mechanism(
         name="lightning2-official",
         semantics="decay-linear",
@@ -106,14 +146,8 @@ LINEAR: tuple[Mechanism, ...] = (
         summary="Flash Linear Attention's chunked Simple GLA with one decay per head",
         cost="N",
         providers=(
-            Provider(
-                target="attnbench.baselines.fla_ops:simple_gla",
-                distribution="fla-core",
-                package="fla",
-                install="pip install fla-core",
-                dtypes=_HALF,
-                layout="BNHD",
-                head_dim_multiple=2,
+            _fla(
+                target="simple_gla",
                 kernels=r"^chunk_(fwd|bwd)_kernel",
                 decode=Decode(
                     target="attnbench.baselines.fla_decode:simple_gla_decode", kernels=r"^fused_recurrent"
@@ -165,5 +199,87 @@ LINEAR: tuple[Mechanism, ...] = (
                 devices=("cuda", "cpu"),
             ),
         ),
+    ),
+    Mechanism(
+        name="fla-linear",
+        semantics="linear",
+        summary="Flash Linear Attention's chunked linear attention, without decay and denominator",
+        cost="N",
+        providers=(_fla(target="linear", kernels=r"^chunk_(fwd|bwd)_kernel"),),
+    ),
+    Mechanism(
+        name="retnet",
+        semantics="retention",
+        summary="RetNet's retention by our Lightning Attention-2 kernel: RetNet's decay, values twice as wide",
+        cost="N",
+        providers=(
+            Provider(
+                target="attnbench.baselines.lightning_triton:lightning2",
+                distribution="triton",
+                variant="attnbench",
+                max_head_dim=256,
+                head_dim_multiple=16,
+                kernels=_SCAN,
+                state_bytes="attnbench.baselines.lightning_triton:retnet_state_bytes",
+                describe="attnbench.baselines.lightning_triton:retnet_config",
+                decode=Decode(
+                    target="attnbench.baselines.lightning_triton:lightning2_decode",
+                    kernels=r"^_?lightning_decode",
+                ),
+            ),
+            Provider(
+                target="attnbench.baselines.lightning_torch:lightning2",
+                distribution="torch",
+                variant="chunked",
+                devices=("cpu",),
+                state_bytes="attnbench.baselines.lightning_torch:lightning2_state_bytes",
+                describe="attnbench.baselines.lightning_torch:lightning2_config",
+                decode=Decode(
+                    target="attnbench.baselines.lightning_torch:lightning2_decode", variant="recurrence"
+                ),
+            ),
+        ),
+    ),
+    Mechanism(
+        name="fla-retention",
+        semantics="retention",
+        summary="Flash Linear Attention's chunked retention, with RetNet's decay",
+        cost="N",
+        providers=(_fla(target="retention", kernels=r"^chunk_(fwd|bwd)_kernel"),),
+    ),
+    Mechanism(
+        name="gla",
+        semantics="gated-linear",
+        summary="Flash Linear Attention's chunked Gated Linear Attention, a forget gate for each channel",
+        cost="N",
+        providers=(_fla(target="gla", kernels=r"^chunk_gla_"),),
+    ),
+    Mechanism(
+        name="linear-elu",
+        semantics="elu-linear",
+        summary="linear attention with 1 + elu and its denominator, two scans by our kernel",
+        cost="N",
+        providers=_feature_maps("linear_elu"),
+    ),
+    Mechanism(
+        name="cosformer",
+        semantics="cosformer",
+        summary="cosFormer: relu with cosine weights and a denominator, two scans by our kernel over 2D channels",
+        cost="N",
+        providers=_feature_maps("cosformer", max_head_dim=128),
+    ),
+    Mechanism(
+        name="performer",
+        semantics="performer",
+        summary="Performer: 256 positive orthogonal random features, two scans by our kernel",
+        cost="N",
+        providers=_feature_maps("performer"),
+    ),
+    Mechanism(
+        name="rfa",
+        semantics="random-feature",
+        summary="Random Feature Attention: 128 random sines and cosines, two scans by our kernel",
+        cost="N",
+        providers=_feature_maps("rfa"),
     ),
 )

@@ -8,6 +8,16 @@ from attnbench.providers import Decode, Mechanism, Provider
 
 _HALF = ("bf16", "fp16")
 
+_FLASH: dict[str, Any] = {  # the limits of flash-attn, which the later versions are held to as well
+    "dtypes": _HALF,
+    "layout": "BNHD",
+    "max_head_dim": 256,
+    "head_dim_multiple": 8,
+    "equal_value_dim": True,
+    "grouped_heads": True,
+    "non_causal": True,
+}
+
 
 def _sdpa(*, variant: str, target: str, devices: tuple[str, ...] = ("cuda",), **limits: Any) -> Provider:
     return Provider(
@@ -43,17 +53,44 @@ SOFTMAX: tuple[Mechanism, ...] = (
                 distribution="flash-attn",
                 package="flash_attn.flash_attn_interface",
                 install="pip install flash-attn --no-build-isolation",
-                dtypes=_HALF,
-                layout="BNHD",
-                max_head_dim=256,
-                head_dim_multiple=8,
-                equal_value_dim=True,
-                grouped_heads=True,
-                non_causal=True,
                 kernels=r"flash",
                 decode=Decode(target="attnbench.baselines.flash_attn:flash2_decode", kernels=r"flash"),
+                **_FLASH,
             ),
             _SDPA_FLASH,
+        ),
+    ),
+    Mechanism(
+        name="flash3",
+        semantics="softmax",
+        summary="FlashAttention-3 for Hopper, by its authors' package",
+        cost="N^2",
+        providers=(
+            Provider(
+                target="attnbench.baselines.flash3:flash3",
+                distribution="flash-attn-3",
+                package="flash_attn_interface",  # what PyPI has under the distribution's name is empty
+                install="pip install --no-build-isolation "
+                "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
+                kernels=r"flash",
+                **_FLASH,
+            ),
+        ),
+    ),
+    Mechanism(
+        name="flash4",
+        semantics="softmax",
+        summary="FlashAttention-4 for Hopper and Blackwell, by its authors' package",
+        cost="N^2",
+        providers=(
+            Provider(
+                target="attnbench.baselines.flash4:flash4",
+                distribution="flash-attn-4",
+                package="flash_attn.cute.interface",
+                install="pip install flash-attn-4, in an environment without flash-attn and xformers",
+                kernels=r"(?i)flash",
+                **_FLASH,
+            ),
         ),
     ),
     Mechanism(
@@ -124,6 +161,50 @@ SOFTMAX: tuple[Mechanism, ...] = (
                 head_dim_multiple=8,
                 non_causal=True,
                 describe="attnbench.baselines.xformers_ops:xformers_operator",
+            ),
+        ),
+    ),
+    Mechanism(
+        name="flex",
+        semantics="softmax",
+        summary="torch's FlexAttention, compiled for each shape, with a causal block mask",
+        cost="N^2",
+        providers=(
+            Provider(
+                target="attnbench.baselines.flex:flex",
+                distribution="torch",
+                variant="flex-attention",
+                dtypes=_HALF,
+                head_dim_multiple=16,
+                grouped_heads=True,
+                non_causal=True,
+                kernels=r"flex_attention",
+                compiles_each_shape=True,
+            ),
+        ),
+    ),
+    Mechanism(
+        name="streaming-llm",
+        semantics="sink-window",
+        summary="attention sinks and a sliding window by torch's FlexAttention; the window is an axis",
+        cost="N W",
+        providers=(
+            Provider(
+                target="attnbench.baselines.flex:streaming_llm",
+                distribution="torch",
+                variant="flex-attention",
+                dtypes=_HALF,
+                head_dim_multiple=16,
+                grouped_heads=True,
+                kernels=r"flex_attention",
+                compiles_each_shape=True,
+            ),
+            Provider(
+                target="attnbench.baselines.sink_window:sink_window",
+                distribution="torch",
+                variant="sdpa-masked",
+                devices=("cpu",),
+                grouped_heads=True,
             ),
         ),
     ),

@@ -10,6 +10,8 @@
     batch = [4]                     # or tokens = "1M": constant tokens, batch = tokens / seq_len
     value_dim = [128]               # optional; default: the same as head_dim
     kv_heads = [4]                  # optional; default: the same as heads
+    window = ["1k"]                 # optional, for mechanisms with a window; default: theirs
+    causal = [true, false]          # optional; default: true
 
     [protocol]                      # optional: fields of attnbench.case.Protocol
     limit_s = 10
@@ -54,8 +56,8 @@ from pydantic import (
 
 from attnbench.case import DTYPES, Case, Protocol, Workload
 from attnbench.errors import UserError, nearest, unknown
-from attnbench.registry import mechanisms
-from attnbench.sweeps.values import parse_names, parse_size, parse_sizes, shown
+from attnbench.sweeps.defaults import value_dim_of, windows_of
+from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_size, parse_sizes, shown
 
 Device = Literal["cuda", "cpu"]
 Shape = tuple[int, int, int, int]  # batch, heads, seq_len, head_dim
@@ -70,7 +72,8 @@ SHAPE_KEYS = ("batch", "tokens", "heads", "seq_len", "head_dim")
 class Axes:
     """What varies: `shapes`, or seq_len, heads, head_dim and one of batch and tokens.
 
-    () and None: not given. value_dim and kv_heads are then the same as head_dim and heads.
+    () and None: not given. kv_heads are then as many as heads, and value_dim and window what the mechanism's
+    semantics has by itself: mostly head_dim, and none.
     """
 
     mechanism: tuple[str, ...]
@@ -83,6 +86,8 @@ class Axes:
     head_dim: tuple[int, ...] = ()
     value_dim: tuple[int, ...] = ()
     kv_heads: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    causal: tuple[bool, ...] = ()
     shapes: tuple[Shape, ...] = ()
 
 
@@ -103,6 +108,8 @@ class Overrides:
     head_dim: Given = None
     value_dim: Given = None
     kv_heads: Given = None
+    window: Given = None
+    causal: bool | None = None
     protocol: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -119,8 +126,9 @@ class Sweep:
     def cases(self) -> tuple[Case, ...]:
         """The cases in the order of measurement, shape by shape, so that mechanisms are timed side by side.
 
-        Outermost first: dtype, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
-        mechanism. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape.
+        Outermost first: dtype, causal, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
+        mechanism, window. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape. Of
+        several windows a mechanism without one has one case.
         """
         return tuple(
             Case(
@@ -132,12 +140,16 @@ class Sweep:
                 head_dim=head_dim,
                 dtype=dtype,
                 kv_heads=kv_heads,
-                value_dim=value_dim,
+                value_dim=value_dim or value_dim_of(mechanism, head_dim=head_dim),
+                causal=causal,
+                window=window,
             )
             for dtype in self.axes.dtype
+            for causal in self.axes.causal or (True,)
             for (batch, heads, seq_len, head_dim), value_dim, kv_heads in _shapes(self.axes)
             for workload in self.axes.workload
             for mechanism in self.axes.mechanism
+            for window in windows_of(mechanism, asked=self.axes.window)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -204,12 +216,20 @@ def _size(value: object, info: ValidationInfo) -> int:
 
 
 def _mechanisms(value: object, info: ValidationInfo) -> tuple[str, ...]:
-    return parse_names(value, kind="mechanism", choices=mechanisms(), axis=_place(info))
+    return parse_mechanisms(value, axis=_place(info))
 
 
 def _workloads(value: object, info: ValidationInfo) -> tuple[Workload, ...]:
     names = parse_names(value, kind="workload", choices=[str(w) for w in Workload], axis=_place(info))
     return tuple(Workload(name) for name in names)
+
+
+def _booleans(value: object, info: ValidationInfo) -> tuple[bool, ...]:
+    given = value if isinstance(value, list) else [value]
+    for each in given or [value]:
+        if not isinstance(each, bool):
+            raise UserError(f"{_place(info)}: expected true or false, got {shown(each)}")
+    return tuple(dict.fromkeys(given))
 
 
 def _dtypes(value: object, info: ValidationInfo) -> tuple[str, ...]:
@@ -252,6 +272,8 @@ class _Table(BaseModel):
     head_dim: Sizes = ()
     value_dim: Sizes = ()
     kv_heads: Sizes = ()
+    window: Sizes = ()
+    causal: Annotated[tuple[bool, ...], BeforeValidator(_booleans)] = ()
     shapes: Annotated[tuple[Shape, ...], BeforeValidator(_shape_list)] = ()
     protocol: dict[str, Any] = {}
 
