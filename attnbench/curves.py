@@ -147,8 +147,11 @@ def line_names(frame: pd.DataFrame) -> pd.Series[str]:
     """What each row's line is called: its mechanism and, where a window is an axis, that too: `streaming-llm W1k`."""
     if "window" not in frame:
         return frame["mechanism"]
-    windows = frame["window"].map(lambda window: "" if pd.isna(window) else f" W{length_label(int(window))}")
-    return frame["mechanism"] + windows
+    names = [
+        str(mechanism) if pd.isna(window) else f"{mechanism} W{length_label(int(window))}"
+        for mechanism, window in zip(frame["mechanism"], frame["window"], strict=True)
+    ]
+    return pd.Series(names, index=frame.index, dtype=object)
 
 
 def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:

@@ -34,7 +34,7 @@ def _row(mechanism: Mechanism, *, device: str) -> dict[str, Any]:
         "dtypes": None if here is None else list(here.dtypes),
         "grouped_heads": any(p.grouped_heads for p in known),
         "non_causal": any(p.non_causal for p in known),
-        "window": semantics is not None and semantics.windowed,
+        "window": mechanism.windowed,
         "provider": None if here is None else here.label,
         "why_not": chosen if isinstance(chosen, str) else None,
         "providers": [_of_provider(p, mechanism=mechanism, device=device) for p in mechanism.providers],
@@ -85,4 +85,4 @@ def _who(row: dict[str, Any]) -> str:
     if row["provider"] is None:
         return f"not here: {row['why_not']}"
     others = [p["name"] for p in row["providers"] if p["available"] and p["label"] != row["provider"]]
-    return row["provider"] + (f" (also {', '.join(others)})" if others else "")
+    return str(row["provider"]) + (f" (also {', '.join(others)})" if others else "")

@@ -27,7 +27,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,6 +160,12 @@ class Mechanism:
     cost: Cost  # work as a function of sequence length
     providers: tuple[Provider, ...]
     workloads: tuple[Workload, ...] = (Workload.FWD, Workload.BWD, Workload.FWD_BWD)  # over whole sequences
+    value_ratio: int = 1  # channels of a value head over those of a key head, where a sweep does not say
+
+    @property
+    def windowed(self) -> bool:
+        """Does a query see a window of tokens only?"""
+        return self.cost == "N W"
 
     def workloads_of(self, provider: Provider) -> tuple[Workload, ...]:
         """The workloads that one of its providers has: those over whole sequences, and decode where it is given."""
@@ -172,10 +178,15 @@ class Mechanism:
             if provider.available:
                 return provider
         if fitting:
-            ways = " or ".join(p.install or f"pip install {p.distribution}" for p in fitting)
-            return f"{' or '.join(p.distribution for p in fitting)} is not installed: {ways}"
-        devices = sorted({d for p in self.providers for d in p.devices})
-        return f"no provider for {device}; it runs on {', '.join(devices)}"
+            return f"{' or '.join(p.distribution for p in fitting)} is not installed: {_ways(fitting)}"
+        devices = ", ".join(sorted({d for p in self.providers for d in p.devices}))
+        needed = "" if any(p.available for p in self.providers) else f" and needs {_ways(self.providers)}"
+        return f"no provider for {device}; it runs on {devices}{needed}"
+
+
+def _ways(providers: Iterable[Provider]) -> str:
+    """How to get what the providers need, as commands."""
+    return " or ".join(p.install or f"pip install {p.distribution}" for p in providers)
 
 
 def load_target(target: str) -> Callable[..., Any]:

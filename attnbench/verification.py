@@ -12,7 +12,7 @@ from attnbench.case import Case, Protocol, Status, Workload
 from attnbench.executors.lock import device_lock
 from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.registry import find
-from attnbench.semantics import SEMANTICS, TOLERANCES
+from attnbench.semantics import TOLERANCES
 
 # Odd, even, and both sides of the tiles; 1 is the shortest sequence there is.
 SEQ_LENS = {
@@ -67,14 +67,13 @@ class _Scope:
 def _scope(mechanism: str, *, device: str) -> _Scope:
     known = find(mechanism)
     provider = known.provider_for(device)
-    windowed = known.semantics in SEMANTICS and SEMANTICS[known.semantics].windowed
-    usual = {"window": WINDOW} if windowed else {}
+    usual = {"window": WINDOW} if known.windowed else {}
     if isinstance(provider, str):
         return _Scope(workloads=(Workload.FWD_BWD,), usual=usual, unusual=(), few=False)
     decode = () if provider.decode is None else (Workload.DECODE,)
     grouped = ({**usual, "kv_heads": 1},) if provider.grouped_heads else ()
     full = ({**usual, "causal": False},) if provider.non_causal else ()
-    windows = tuple({"window": window} for window in OTHER_WINDOWS) if windowed else ()
+    windows = tuple({"window": window} for window in OTHER_WINDOWS) if known.windowed else ()
     return _Scope(
         workloads=(Workload.FWD_BWD, *decode),
         usual=usual,

@@ -212,6 +212,7 @@ LINEAR: tuple[Mechanism, ...] = (
         semantics="retention",
         summary="RetNet's retention by our Lightning Attention-2 kernel: RetNet's decay, values twice as wide",
         cost="N",
+        value_ratio=2,
         providers=(
             Provider(
                 target="attnbench.baselines.lightning_triton:lightning2",
@@ -245,6 +246,7 @@ LINEAR: tuple[Mechanism, ...] = (
         semantics="retention",
         summary="Flash Linear Attention's chunked retention, with RetNet's decay",
         cost="N",
+        value_ratio=2,
         providers=(_fla(target="retention", kernels=r"^chunk_(fwd|bwd)_kernel"),),
     ),
     Mechanism(

@@ -86,7 +86,6 @@ class Semantics:
     scaled: bool = False  # scores are scaled by 1/sqrt(head dim)
     parameters: tuple[Parameter, ...] = ()
     windowed: bool = False  # a query sees a window and the sinks before it
-    value_ratio: int = 1  # channels of a value head over those of a key head, where a sweep does not say
     features: Callable[[int], int] | None = None  # from head dim to the dim of mapped queries and keys
     projected: bool = False  # the map multiplies by a matrix
 
@@ -143,13 +142,12 @@ SEMANTICS: Mapping[str, Semantics] = {
         ),
         Semantics(
             name="retention",
-            formula="o_t = sum_{s<=t} (1 - 2^(-5-head))^(t-s) (q_t . k_s / sqrt(D)) v_s, E = 2D",
+            formula="o_t = sum_{s<=t} (1 - 2^(-5-head))^(t-s) (q_t . k_s / sqrt(D)) v_s",
             oracle=decay_linear_oracle,
             step_oracle=state_step_oracle,
             kept="state",
             slope_law=retention_slopes,
             scaled=True,
-            value_ratio=2,
         ),
         Semantics(
             name="gated-linear",
