@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -30,16 +31,18 @@ def names_a_file(text: str) -> bool:
     return ".py:" in text or text.endswith(".py")
 
 
-def remember(text: str) -> Mechanism:
+def remember(text: str, *, taken: Collection[str] = ()) -> Mechanism:
     """Load a mechanism and put it into the environment, for `remembered` here and in processes started from here.
 
-    Raises UserError where the text, the file or what it names is not what it should be.
+    Raises UserError where the text, the file or what it names is not what it should be, or its name is taken.
     """
     mechanism = _load(text)
     path, _, rest = text.partition(".py:")
     absolute = f"{Path(f'{path}.py').resolve()}:{rest}"
     known = _known()
     if absolute not in known:
+        if mechanism.name in taken:
+            raise UserError(f"{text} is called '{mechanism.name}', as a mechanism that is there: rename it")
         os.environ[VARIABLE] = ",".join([*known, absolute])
     return mechanism
 

@@ -227,11 +227,14 @@ def test_a_block_mask_says_of_every_pair_what_its_function_says(
         ("full", mask.full_kv_num_blocks, mask.full_kv_indices),
     ):
         for row in range(blocks):
+            assert count is not None
+            assert columns is not None
             listed[name][row, columns[0, 0, row, : int(count[0, 0, row])].long()] = True
     assert torch.equal(listed["some"] | listed["full"], some)
     assert not (listed["some"] & listed["full"]).any()
     assert not (listed["full"] & ~every).any()
-    assert torch.equal(mask.mask_mod(0, 0, token[:, None], token), visible)
+    zero = torch.tensor(0)
+    assert torch.equal(mask.mask_mod(zero, zero, token[:, None], token), visible)
     if window is None:
         assert torch.equal(listed["full"], every)
 

@@ -87,7 +87,7 @@ def parse_mechanisms(value: object, *, axis: str = "mechanism") -> tuple[str, ..
     for name in _texts(value, kind="mechanism", axis=axis):
         if names_a_file(name):
             try:
-                names[remember(name).name] = None
+                names[remember(name, taken=mechanisms()).name] = None
             except UserError as error:
                 raise UserError(f"{axis}: {error}") from error
             mechanisms.cache_clear()
