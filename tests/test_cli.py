@@ -223,6 +223,7 @@ def test_every_column_of_a_healthy_run(finished: Finished) -> None:
         "started_at", "kernels", "rel_err_o",
     ]  # fmt: skip
     known.remove("reserved_bytes")  # the host has no caching allocator
+    known.remove("window")  # none of them has one
     assert frame[known].notna().all().all()
     unknown = ["reserved_bytes", "rel_err_dq", "rel_err_dk", "rel_err_dv", *store.GROUPS["telemetry"]]
     assert frame[unknown].isna().all().all()
@@ -748,7 +749,9 @@ def test_results_that_cannot_be_plotted(call: Call, finished: Finished, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "flash3"], "unknown mechanism 'flash3'; did you mean 'flash2'?"),
+        (["-m", "flesh2"], "unknown mechanism 'flesh2'; did you mean 'flash2'?"),
+        (["-m", "flash2@tork"], "flash2 has no provider 'tork'; did you mean 'torch'?"),
+        (["-m", "nowhere.py:mine"], "there is no file"),
         (["--dtype", "int8"], "unknown dtype 'int8'; choose from: bf16, fp16, fp32"),
         (["--seq-len", "0"], "--seq-len: expected a positive whole number"),
         (["--head-dim", "16,x"], "--head-dim: expected a positive whole number"),

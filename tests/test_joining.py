@@ -148,13 +148,6 @@ def test_a_row_in_a_file_is_taken_as_it_is(mine: Path, monkeypatch: pytest.Monke
     assert os.environ[mechanism_files.VARIABLE].count(",") == 0
 
 
-def test_a_file_is_swept_by_a_worker_process(mine: Path, run: Callable[..., None]) -> None:
-    run("sweep", "quick", "-m", "mine.py:mine:linear", "--tokens", "160", *SMALL, "-o", "run")
-    frame = store.load_results(mine.parent / "run")
-    assert set(frame["mechanism"]) == {"mine"}
-    assert set(frame["status"]) == {"ok"}
-
-
 BAD: dict[str, tuple[str, str]] = {
     "no-file": ("nowhere.py:mine", "there is no file .*nowhere.py"),
     "no-name": ("mine.py:nine", "mine.py has no 'nine'; did you mean 'mine'"),

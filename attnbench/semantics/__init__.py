@@ -200,7 +200,7 @@ SEMANTICS: Mapping[str, Semantics] = {
         ),
         Semantics(
             name="sink-window",
-            formula=f"softmax over s<=t with t-s < window or s < {SINKS}",
+            formula=f"o_t = sum_s softmax_s(q_t . k_s / sqrt(D)) v_s over s<=t with t-s < window or s < {SINKS}",
             oracle=softmax_oracle,
             kept="caches",
             scaled=True,
