@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from attnbench.case import Case, Workload
-from attnbench.semantics import SEMANTICS, SINKS, Reference, retention_slopes, useful_flops
+from attnbench.semantics import (
+    SEMANTICS,
+    SINKS,
+    Reference,
+    retention_slopes,
+    useful_flops,
+)
 from attnbench.semantics.parameters import GATES, ORTHOGONAL_PROJECTION
 from attnbench.semantics.work import _pairs
 

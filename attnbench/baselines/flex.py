@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._functorch import config as functorch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from attnbench.baselines.contract import need_causal, need_no_slopes
@@ -101,8 +103,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: BlockMask | 
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    torch._dynamo.config.recompile_limit = _SHAPES
-    torch._dynamo.config.accumulated_recompile_limit = _SHAPES
+    dynamo.recompile_limit = _SHAPES
+    dynamo.accumulated_recompile_limit = _SHAPES
+    functorch.donated_buffer = False  # a timed backward runs again and again on one forward
     # fullgraph: past the limit it raises instead of running uncompiled
     compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return compiled

@@ -178,7 +178,7 @@ SOFTMAX: tuple[Mechanism, ...] = (
                 head_dim_multiple=16,
                 grouped_heads=True,
                 non_causal=True,
-                kernels=r"flex_attention",
+                kernels=r"triton_tem|flex",  # torch's name for a kernel from a template
                 compiles_each_shape=True,
             ),
         ),
@@ -196,7 +196,7 @@ SOFTMAX: tuple[Mechanism, ...] = (
                 dtypes=_HALF,
                 head_dim_multiple=16,
                 grouped_heads=True,
-                kernels=r"flex_attention",
+                kernels=r"triton_tem|flex",  # torch's name for a kernel from a template
                 compiles_each_shape=True,
             ),
             Provider(
