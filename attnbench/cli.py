@@ -97,7 +97,7 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
     """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
     from attnbench import listing
     from attnbench.measure.environment import pick_device
-    from attnbench.sweeps.loader import preset_names
+    from attnbench.sweeps.files import preset_names
     from attnbench.sweeps.values import parse_mechanisms
 
     kind = pick_device(device).type

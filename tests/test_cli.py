@@ -33,7 +33,7 @@ from attnbench import cli, store
 from attnbench.case import Case, Measurement, Status, Workload
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 from attnbench.registry import mechanisms
-from attnbench.sweeps.loader import preset_names
+from attnbench.sweeps.files import preset_names
 from attnbench.version import __version__
 
 HERE = Path(__file__).parent

@@ -13,7 +13,8 @@ from rich.console import Console
 from attnbench import load_results, summary
 from attnbench.cli import app
 from attnbench.registry import find
-from attnbench.sweeps.loader import Overrides, load, preset_names
+from attnbench.sweeps.files import preset_names
+from attnbench.sweeps.loader import Overrides, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

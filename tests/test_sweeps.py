@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from attnbench.case import Case, Launch, Protocol, Workload
 from attnbench.errors import UserError
 from attnbench.registry import Provider, find
-from attnbench.sweeps.loader import Device, Overrides, Sweep, load, preset_names
+from attnbench.sweeps.files import preset_names
+from attnbench.sweeps.loader import Device, Overrides, Sweep, load
 from attnbench.sweeps.values import LARGEST, parse_names, parse_size, parse_sizes
 
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
@@ -588,3 +589,8 @@ def test_path_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError, match=r"cannot read the sweep file '.*mine.toml': Permission denied$"):
         load(path, device="cpu")
+
+
+def test_a_window_for_nobody_is_refused(tmp_path: Path) -> None:
+    said = sentence(tmp_path, GRID, window="256")
+    assert said == "mine.toml: a window is given, and none of lightning2, sdpa has one"
