@@ -903,6 +903,12 @@ def test_list_names_every_mechanism_with_its_provider_or_why_not(call: Call) -> 
         assert row["formula"].startswith("o_t = ")
         assert row["workloads"]
     assert rows["sdpa"]["provider"] == f"torch {torch.__version__} sdpa"
+    takes = ("grouped_heads", "non_causal", "window")
+    assert [rows["sdpa"][name] for name in takes] == [True, True, False]
+    assert [rows["lightning2"][name] for name in takes] == [False, False, False]
+    assert [rows["streaming-llm"][name] for name in takes] == [True, False, True]
+    assert [p["name"] for p in rows["flash2"]["providers"]] == ["flash2@flash-attn", "flash2@torch"]
+    assert not any(p["available"] for p in rows["flash2"]["providers"])
     assert rows["flash2"]["why_not"] == "no provider for cpu; it runs on cuda"
 
     done = call("list", "--device", "cpu")

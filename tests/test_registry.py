@@ -128,6 +128,9 @@ def test_a_missing_package_always_has_an_install_line() -> None:
         ("fla-simple-gla", "fla-core"),
         ("tfla", "mlstm-kernels"),
         ("xformers", "xformers"),
+        ("gla", "fla-core"),
+        ("fla-linear", "fla-core"),
+        ("fla-retention", "fla-core"),
     ],
 )
 def test_a_library_that_is_not_here_is_named_with_its_install_line(
@@ -136,6 +139,23 @@ def test_a_library_that_is_not_here_is_named_with_its_install_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     reason = f"{distribution} is not installed: pip install {distribution}"
     assert find(mechanism).provider_for("cuda") == reason
+
+
+def test_without_any_library_every_mechanism_runs_or_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for mechanism in BUILT_IN:
+        known = mechanism.provider_for("cuda")
+        ways = [p.install for p in mechanism.providers if p.install is not None]
+        if isinstance(known, Provider):
+            assert known.package is None, mechanism.name
+        else:
+            assert ways, mechanism.name
+            assert all(way in known for way in ways)
+        elsewhere = mechanism.provider_for("cpu")
+        if isinstance(elsewhere, str) and len(ways) == len(mechanism.providers):
+            assert elsewhere == f"no provider for cpu; it runs on cuda and needs {' or '.join(ways)}"
 
 
 def test_both_copies_of_flash_attention_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
