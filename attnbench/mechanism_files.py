@@ -19,9 +19,8 @@ from types import ModuleType
 from attnbench.errors import UserError, nearest, unknown
 from attnbench.providers import Cost, Mechanism, Provider
 
-VARIABLE = (
-    "ATTNBENCH_MECHANISMS"  # such texts with absolute paths, separated by commas as on the command line
-)
+# Holds such texts with absolute paths, separated by commas as on the command line.
+VARIABLE = "ATTNBENCH_MECHANISMS"
 
 _TEXT = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)(?::(?P<semantics>[a-z-]+))?")
 
@@ -95,7 +94,8 @@ def _of_function(path: Path, *, module: ModuleType, name: str, semantics: str | 
         version=hashlib.sha256(path.read_bytes()).hexdigest()[:8],
         devices=("cuda", "cpu"),
     )
-    summary = (getattr(module, name).__doc__ or f"{name} of {path.name}").strip().splitlines()[0]
+    told = (getattr(module, name).__doc__ or "").strip().splitlines()
+    summary = told[0] if told else f"{name} of {path.name}"
     return Mechanism(name=name, semantics=semantics, summary=summary, cost=cost, providers=(provider,))
 
 

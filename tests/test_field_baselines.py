@@ -21,8 +21,8 @@ from torch import Tensor
 from attnbench.baselines import feature_attention, feature_torch, flex, lightning_torch, sink_window
 from attnbench.case import Case, Workload
 from attnbench.catalogue import BUILT_IN
-from attnbench.measure.accuracy import judge
-from attnbench.measure.inputs import Calls, build
+from attnbench.measure.accuracy import expect_step, judge, judge_step
+from attnbench.measure.inputs import Calls, DecodeCalls, build
 from attnbench.registry import find
 from attnbench.semantics import SEMANTICS
 
@@ -340,6 +340,30 @@ def test_a_foreign_linear_kernel_in_the_interpreter_computes_our_function(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert fault_of(case, getattr(fla, function), layout="BNHD") is None
+
+
+@pytest.mark.usefixtures("fla")
+def test_the_foreign_decode_in_the_interpreter_is_right() -> None:
+    """The very kernel that a decode of fla-simple-gla times."""
+    semantics = SEMANTICS["decay-linear"]
+    case = Case(
+        mechanism="fla-simple-gla",
+        workload=Workload.DECODE,
+        batch=2,
+        heads=2,
+        seq_len=50,
+        head_dim=32,
+        dtype="fp32",
+    )
+    decode = importlib.import_module("attnbench.baselines.fla_decode").simple_gla_decode
+    i = build(case, semantics=semantics, layout="BNHD", device=CPU, seed=0)
+    step = decode(i.q, i.k, i.v, *i.kept, slopes=i.slopes, scale=i.scale)
+    calls = DecodeCalls(inputs=i, step=step, names=("state",))
+    expected = expect_step(case, calls=calls, semantics=semantics, device=CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = calls.outputs()
+    assert judge_step(case, got=got, calls=calls, expected=expected).fault is None
 
 
 def test_fla_adapters_refuse_what_they_are_not(fla: Any) -> None:

@@ -24,7 +24,7 @@ Scan = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k: [B, H, N, F], v: [B, 
 _ONES = 16
 # Gradients are differences of nearly equal terms where a query sees few keys: a first token's is exactly 0. In
 # sequences this short such rows are a large part of the whole, and 16 bits in between are too few.
-_SHORT = 32
+_SHORT = 64
 
 
 def elu_attention(
