@@ -476,6 +476,8 @@ def a_library(monkeypatch: pytest.MonkeyPatch, mechanism: str, result: object) -
         )
         return module.lightning2_official, function
     if mechanism == "fla-simple-gla":
+        for name in ("gla", "linear_attn", "retention"):
+            stub(monkeypatch, f"fla.ops.{name}", **{f"chunk_{name}": None})
         module = adapter(monkeypatch, "fla_ops", library="fla.ops.simple_gla", chunk_simple_gla=function)
         return module.simple_gla, function
     generator = Recorder(types.SimpleNamespace(apply=function))

@@ -236,6 +236,12 @@ def test_every_plan_is_sound(
     ],
 )
 def test_impossible_plans_are_refused(field: str, value: int, message: str) -> None:
-    fields: dict[str, Any] = {"block_c": 64, "block_e": 64, "segments": 1, "num_warps": 4, "num_stages": 3} | {field: value}
+    fields: dict[str, Any] = {
+        "block_c": 64,
+        "block_e": 64,
+        "segments": 1,
+        "num_warps": 4,
+        "num_stages": 3,
+    } | {field: value}
     with pytest.raises(ValueError, match=message):
         Plan(**fields)
