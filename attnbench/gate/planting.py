@@ -66,10 +66,11 @@ class Site:
         path.write_text(planted(text, function=self.function, share=share), encoding="utf-8")
 
 
-# By the kind of device: the scan of Lightning-2 with both directions, and the forward of its PyTorch form.
+# By the kind of device: the kernel of Lightning-1, which alone serves both of its directions at every shape and on
+# every architecture; the forward of Lightning-2's PyTorch form.
 SITES = {
     "cuda": Site(
-        file="attnbench/kernels/_scan.py", function="lightning2_scan_kernel", cases="lightning2.[fb]wd.*"
+        file="attnbench/kernels/lightning1.py", function="lightning1_kernel", cases="lightning1.[fb]wd.*"
     ),
     "cpu": Site(
         file="attnbench/baselines/lightning_torch.py", function="lightning2", cases="lightning2.fwd.*"
