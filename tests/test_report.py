@@ -280,11 +280,11 @@ def test_contrast_is_that_of_the_standard() -> None:
 
 
 def test_names_of_cases_can_be_told_from_their_parts(tmp_path: Path) -> None:
-    """The page has no column of names: it makes them up from sizes, with unusual ones."""
+    """The page has no column of names: it puts them together, with what is unusual in a shape."""
     odd = Case(
         mechanism="m", workload=Workload.FWD, batch=1, heads=4, kv_heads=2, seq_len=7, head_dim=16, value_dim=32,
         dtype="fp16", causal=False,
     )  # fmt: skip
     data = json.loads(reported(written(tmp_path / "run.parquet", [measured(odd)])).scripts["data"])
-    assert data["causal"] == [0]
-    assert [values(data, name) for name in ("kv_heads", "value_dim", "dtype")] == [[2], [32], ["fp16"]]
+    parts = [values(data, name)[0] for name in ("mechanism", "workload", "shape_id", "dtype")]
+    assert ".".join(parts) == odd.case_id

@@ -21,6 +21,7 @@ _NAMES = (
     *("run_id", "mechanism", "semantics", "provider", "workload", "dtype", "device"),
     *("status", "reason", "config"),
 )
+_OF_CASE = ("case_id", "mechanism", "workload", "dtype")
 _LISTS = ("kernels", "throttle")
 _NUMBERS = (
     *("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim"),
@@ -113,6 +114,7 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     numbers = {name: _number_column(frame[name]) for name in _NUMBERS} | derived | {"started_s": seconds}
     texts = {name: [_text(value) for value in frame[name]] for name in _NAMES}
     texts |= {name: [_list_text(value) for value in frame[name]] for name in _LISTS}
+    texts["shape_id"] = [_shape_id(row) for row in frame[list(_OF_CASE)].to_dict("records")]
     selectors, chosen = _selectors(frame, groups_of_rows(frame), listed=listed)
     texts |= chosen
     if listed:
@@ -123,7 +125,6 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     return {
         "rows": len(frame),
         "begun": begun,
-        "causal": [None if pd.isna(value) else int(value) for value in frame["causal"]],
         "numbers": {name: column for name, column in numbers.items() if any(v is not None for v in column)},
         "texts": {
             name: _coded(column) for name, column in texts.items() if any(v is not None for v in column)
@@ -157,6 +158,12 @@ def _derived(frame: pd.DataFrame) -> dict[str, list[float | None]]:
         "joules_per_mtok": _number_column(frame["energy_j"].astype(float) / tokens * 1e6),
         "step_ms": _number_column(frame["median_ms"].astype(float).where(decode)),
     }
+
+
+def _shape_id(row: Mapping[Any, Any]) -> str:
+    """What a case's name says beside mechanism, workload and dtype; few rows have one of their own."""
+    name = str(row["case_id"]).removeprefix(f"{row['mechanism']}.{row['workload']}.")
+    return name.removesuffix(f".{row['dtype']}")
 
 
 def _since_first(frame: pd.DataFrame) -> tuple[str | None, list[float | None]]:
