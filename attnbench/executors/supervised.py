@@ -37,7 +37,7 @@ class SupervisedWorker:
     run_id: str
     lock: int | None = None  # descriptor of the device lock, for the workers to inherit
     interpreter: Interpreter = HERE
-    timed_only: bool = False  # leave out the passes for memory and kernels
+    options: tuple[str, ...] = ()  # of the worker's messages: what of a measurement is wanted
     environment: dict[str, Any] | None = None
     ceilings: dict[str, Any] | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class SupervisedWorker:
             "ceilings": self.ceilings,
             "run_id": self.run_id,
             "verify_only": verify_only,
-            "timed_only": self.timed_only,
+            **dict.fromkeys(self.options, True),
         }
         try:
             worker = self._ready()

@@ -162,8 +162,10 @@ def check_branch(wanted: Wanted, *, teller: Teller) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-    if done.returncode not in (0, 1, 3):
-        raise UserError(f"attnbench check on the planted branch ended with exit code {done.returncode}")
+    if done.returncode not in (0, 1, 3) or not done.stdout.strip():
+        raise UserError(
+            f"attnbench check on the planted branch ended with exit code {done.returncode} and no report"
+        )
     report: dict[str, Any] = json.loads(done.stdout)
     report |= {"exit_code": done.returncode, "seconds": now_s() - begun}
     kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attnbench import store
-from attnbench.case import Case
+from attnbench.case import Case, Status
 from attnbench.errors import UserError
 from attnbench.executors.local import LocalExecutor
-from attnbench.executors.run_folder import open_run
+from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.executors.supervised import SupervisedWorker
 from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
@@ -61,8 +61,9 @@ class Source(Protocol):
 class FreshProcesses:
     """Measures on this machine, one process after another, each into a run folder of its own below `folder`.
 
-    The first process of a side also tells kernels and memory, which do not differ between processes; the others only
-    time what they have checked, if the trees of all sides can do that: the sides must do the same.
+    A process checks and times, and nothing else. Kernels and memory, which do not differ between processes, are told by
+    another worker after the first process of a side: a profiler that is asked between two cases may disturb the
+    second. Where the tree of a side cannot leave those passes out, all processes of all sides have them.
     """
 
     sweep: Sweep
@@ -90,22 +91,45 @@ class FreshProcesses:
         folder = open_run(
             path, record={**new_record(self.sweep, command=self.command), "gate": gate}, resume=False
         )
-        worker = SupervisedWorker(
-            device=self.sweep.device,
-            protocol=self.sweep.protocol,
-            log=path / "worker.log",
-            run_id=folder.run_id,
-            lock=self.lock,
-            interpreter=tree.interpreter,
-            timed_only=number > 1 and all("timed_only" in each.options for each in self.trees.values()),
-        )
-        executor = LocalExecutor(folder=folder, worker=worker, ceilings=False)
         begun = now_s()
+        worker = self._worker(tree, folder, options=("timed_only",) if self._lean else ())
+        executor = LocalExecutor(folder=folder, worker=worker, ceilings=False)
         executor.run(known, started=self.teller.case, finished=lambda row: None)
-        # With the end of its worker, which the run's own record of its effort leaves out.
+        if number == 1 and self._lean:
+            self._prove(known, tree=tree, folder=folder)
+        # With the end of its workers, which the run's own record of its effort leaves out.
         return replace(
             recorded_process(store.load_table(path), executor.folder.record), wall_s=now_s() - begun
         )
+
+    @property
+    def _lean(self) -> bool:
+        """Can the trees of all sides be timed without the other passes?"""
+        return all({"timed_only", "proof_only"} <= tree.options for tree in self.trees.values())
+
+    def _worker(self, tree: Tree, folder: RunFolder, *, options: tuple[str, ...]) -> SupervisedWorker:
+        return SupervisedWorker(
+            device=self.sweep.device,
+            protocol=self.sweep.protocol,
+            log=folder.path / "worker.log",
+            run_id=folder.run_id,
+            lock=self.lock,
+            interpreter=tree.interpreter,
+            options=options,
+        )
+
+    def _prove(self, cases: Sequence[Case], *, tree: Tree, folder: RunFolder) -> None:
+        """Add kernels and memory to the rows that are ok, from a worker of its own; a fault there becomes the row."""
+        rows = {row["case_id"]: row for row in store.load_table(folder.path).to_pylist()}
+        with self._worker(tree, folder, options=("proof_only",)).running() as worker:
+            for case in cases:
+                row = rows[case.case_id]
+                if row["status"] != Status.OK:
+                    continue
+                self.teller.case(case)
+                proof = worker.row(case)
+                told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels")}
+                folder.keep({**row, **told} if proof["status"] == Status.OK else proof)
 
 
 @dataclass(frozen=True, kw_only=True)

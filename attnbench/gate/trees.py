@@ -154,9 +154,10 @@ def oddities(name: str) -> list[str]:
             f"the sides do not measure alike ({', '.join(Path(file).name for file in measuring)} in {_PACKAGE}/measure "
             "changed): a difference may be one of measuring"
         )
+    declared = repository / "pyproject.toml"
     wanted = [
         _dependencies(git(repository, "show", f"{commit}:pyproject.toml", may_fail=True)),
-        _dependencies((repository / "pyproject.toml").read_text(encoding="utf-8")),
+        _dependencies(declared.read_text(encoding="utf-8") if declared.is_file() else ""),
     ]
     if None not in wanted and wanted[0] != wanted[1]:
         said.append(

@@ -34,12 +34,13 @@ def measure(
     ceilings: Ceilings | None,
     verify_only: bool = False,
     timed_only: bool = False,
+    proof_only: bool = False,
 ) -> Measurement:
     """Measure one case; whatever goes wrong becomes a status with a reason.
 
     A case whose output is wrong is `incorrect` and is not timed. With `verify_only` nothing is timed: an `ok`
-    then says that the output is right. With `timed_only` the passes for memory and kernels are left out: an earlier
-    process has told them.
+    then says that the output is right. With `timed_only` the passes for memory and kernels are left out, with
+    `proof_only` the timing is.
     """
     mechanism = find(case.mechanism)
     blank = Measurement(
@@ -64,6 +65,7 @@ def measure(
             device=device,
             phases=phases,
             timed_only=timed_only,
+            proof_only=proof_only,
         )
         done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
     except CaseTimeoutError as error:
@@ -105,6 +107,7 @@ class _Bench:
     device: torch.device
     phases: Phases
     timed_only: bool = False
+    proof_only: bool = False
 
     @property
     def case(self) -> Case:
@@ -158,23 +161,12 @@ class _Bench:
         if checked.status is not Status.OK:
             return checked
         call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
-        recorder = Recorder(handle=nvml_handle(self.device))
-        with self.phases("warm-up"):
-            estimate = warm_up(call, clock=clock, protocol=self.protocol)
-        with self.phases("sample"):
-            timing = collect(
-                call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
-            )
+        done = checked
+        if not self.proof_only:
+            done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
         clock.close()
-        timed = replace(
-            checked,
-            timing=timing,
-            **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
-            telemetry=recorder.condense(median_ms=timing.median_ms),
-            config=self._config(),
-        )
         if self.timed_only:
-            return timed
+            return done
         with self.phases("trace"):
             kernels = kernel_names(call, device=self.device)
         del call, calls  # before the memory pass, which has inputs of its own
@@ -186,7 +178,26 @@ class _Bench:
             memory = memory_pass(
                 self.case, prepare=self.prepare, device=self.device, state_bytes=self._state_bytes()
             )
-        return replace(timed, memory=memory, kernels=kernels)
+        return replace(done, memory=memory, kernels=kernels)
+
+    def _timed(
+        self, checked: Measurement, *, call: Call, clock: Clock, ceilings: Ceilings | None
+    ) -> Measurement:
+        """Warm up and sample, with what the device says of itself meanwhile."""
+        recorder = Recorder(handle=nvml_handle(self.device))
+        with self.phases("warm-up"):
+            estimate = warm_up(call, clock=clock, protocol=self.protocol)
+        with self.phases("sample"):
+            timing = collect(
+                call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read
+            )
+        return replace(
+            checked,
+            timing=timing,
+            **_rates(self.case, timing=timing, mechanism=self.mechanism, ceilings=ceilings),
+            telemetry=recorder.condense(median_ms=timing.median_ms),
+            config=self._config(),
+        )
 
     def _config(self) -> str | None:
         config = self._asked(self.provider.describe)

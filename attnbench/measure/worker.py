@@ -1,7 +1,7 @@
 """The worker process: takes cases one by one as JSON lines on stdin and answers each with a row on stdout.
 
 It is a process of its own so that a hang, an abort inside a compiler or a corrupted CUDA context costs one case.
-Messages in: {"measure": {case fields}, "protocol", "ceilings", "run_id", "verify_only", "timed_only"} or
+Messages in: {"measure": {case fields}, "protocol", "ceilings", "run_id", and options that are true} or
 {"ceilings": true}.
 Messages out: {"hello": {environment}}, {"ceilings": {...}}, {"row": {...}, "phases_s": {...}, "lost_device": bool}.
 """
@@ -23,10 +23,8 @@ from attnbench.measure.ceilings import Ceilings, measure_ceilings
 from attnbench.measure.environment import collect, pick_device
 from attnbench.measure.runner import measure
 
-OPTIONS = (
-    "verify_only",
-    "timed_only",
-)  # what a message may ask for; another revision's worker may know fewer
+# What a message may ask for, as `runner.measure` has it; the worker of another revision may know fewer.
+OPTIONS = ("verify_only", "timed_only", "proof_only")
 
 _HOST_MEMORY_SHARE = 0.85
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import attnbench
+from attnbench import load_results
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 from attnbench.gate.noise import FOLDER_VARIABLE
 
@@ -68,6 +69,12 @@ def test_a_planted_commit_is_found_and_named(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["regressions"] == ["linear-quadratic.fwd.B1-H1-N16-D16.fp32"]
     assert any(text.startswith("commit: ") for text in report["sentences"])
-    assert (tmp_path / "runs" / "results.parquet").is_file()
+    rows = load_results(tmp_path / "runs" / "results.parquet")
+    assert list(rows.groupby("run_id").size()) == [2] * 4
+    assert rows["median_ms"].notna().all()
+    for number, proved in ((1, True), (2, False)):
+        runs = [run for run, record in rows.attrs["runs"].items() if record["gate"]["number"] == number]
+        part = rows[rows["run_id"].isin(runs)]
+        assert set(part["kernels"].notna()) == set(part["peak_bytes"].notna()) == {proved}
     listed = subprocess.run(["git", "-C", str(root), "worktree", "list"], capture_output=True, text=True)
     assert len(listed.stdout.splitlines()) == 1, "the revision's worktree is gone"

@@ -90,6 +90,8 @@ def test_outside_of_a_checkout_there_are_no_revisions(
 
 
 def test_what_is_odd_about_two_sides_is_said(commit: Commit) -> None:
+    commit("")
+    assert trees.oddities("HEAD") == [], "no pyproject.toml is nothing to compare"
     commit('[project]\ndependencies = ["torch"]\n', file="pyproject.toml")
     commit("old = 1", file="attnbench/measure/clock.py")
     assert trees.oddities("HEAD") == []
