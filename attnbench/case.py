@@ -60,7 +60,8 @@ class Case:
     """One point of a sweep: everything that decides what is computed, nothing about where.
 
     Sizes are counts: `batch` sequences of `seq_len` tokens (of a decode: the context, its new token included),
-    `heads` query heads of `head_dim` channels, `kv_heads` key/value heads, `value_dim` channels per value head.
+    `heads` query heads of `head_dim` channels, `kv_heads` key/value heads, `value_dim` channels per value head,
+    `window` last tokens that a query sees (None: all of them).
     """
 
     mechanism: str
@@ -73,6 +74,7 @@ class Case:
     kv_heads: int = 0  # 0: as many as heads (filled in on construction)
     value_dim: int = 0  # 0: the same as head_dim (filled in on construction)
     causal: bool = True
+    window: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workload", Workload(self.workload))
@@ -90,7 +92,8 @@ class Case:
         kv = f"-KV{self.kv_heads}" if self.kv_heads != self.heads else ""
         value = f"-E{self.value_dim}" if self.value_dim != self.head_dim else ""
         full = "" if self.causal else "-full"
-        return f"B{self.batch}-H{self.heads}{kv}-N{self.seq_len}-D{self.head_dim}{value}{full}"
+        window = "" if self.window is None else f"-W{self.window}"
+        return f"B{self.batch}-H{self.heads}{kv}-N{self.seq_len}-D{self.head_dim}{value}{window}{full}"
 
     @property
     def case_id(self) -> str:

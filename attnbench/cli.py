@@ -81,55 +81,22 @@ def _root(
 
 
 @app.command("list", epilog=_example("attnbench list --json"))
-def list_(json_: Json = False, device: DeviceOption = "auto") -> None:
+def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOption = "auto") -> None:
     """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
+    from attnbench import listing
     from attnbench.measure.environment import pick_device
-    from attnbench.registry import mechanisms
-    from attnbench.semantics import SEMANTICS
-    from attnbench.sweeps.loader import preset_names
+    from attnbench.sweeps.files import preset_names
+    from attnbench.sweeps.values import parse_mechanisms
 
     kind = pick_device(device).type
-    rows: list[dict[str, Any]] = []
-    for mechanism in mechanisms().values():
-        provider = mechanism.provider_for(kind)
-        missing = isinstance(provider, str)
-        workloads = mechanism.workloads if isinstance(provider, str) else mechanism.workloads_of(provider)
-        rows.append(
-            {
-                "mechanism": mechanism.name,
-                "semantics": mechanism.semantics,
-                "formula": SEMANTICS[mechanism.semantics].formula
-                if mechanism.semantics in SEMANTICS
-                else None,
-                "summary": mechanism.summary,
-                "cost": mechanism.cost,
-                "workloads": [str(w) for w in workloads],
-                "dtypes": None if isinstance(provider, str) else list(provider.dtypes),
-                "provider": None if isinstance(provider, str) else provider.label,
-                "why_not": provider if missing else None,
-            }
-        )
+    asked = parse_mechanisms(mechanism) if mechanism else None
+    rows = [row for row in listing.rows(kind) if asked is None or row["mechanism"] in asked]
     if json_:
         print(json.dumps({"device": kind, "mechanisms": rows, "presets": preset_names()}, indent=1))
         return
-    from rich.table import Table
-
     console = _console()
-    table = Table(title=f"Mechanisms on {kind}", title_justify="left")
-    for name in ("mechanism", "semantics", "cost", "workloads", "dtypes", "provider here, or why not"):
-        # Workloads in two lines, so that the reasons have room.
-        width = len("fwd bwd fwd-bwd") if name == "workloads" else None
-        table.add_column(name, overflow="fold", no_wrap=name in ("mechanism", "semantics"), max_width=width)
-    for row in rows:
-        table.add_row(
-            row["mechanism"],
-            row["semantics"],
-            row["cost"],
-            " ".join(row["workloads"]),
-            " ".join(row["dtypes"] or ()),
-            _plain(row["provider"] or f"not here: {row['why_not']}"),
-        )
-    console.print(table)
+    console.print(listing.table(rows, device=kind))
+    console.print("gqa: grouped-query heads; full: not causal; name@distribution asks for one provider.")
     console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
 
 
@@ -153,6 +120,15 @@ def sweep(
     ] = None,
     value_dim: Annotated[
         list[str] | None, typer.Option("--value-dim", help="Channels per value head; default: as --head-dim.")
+    ] = None,
+    kv_heads: Annotated[
+        list[str] | None, typer.Option("--kv-heads", help="Key and value heads; default: as --heads.")
+    ] = None,
+    window: Annotated[
+        list[str] | None, typer.Option("--window", help="Tokens a query sees, for mechanisms with a window.")
+    ] = None,
+    causal: Annotated[
+        bool | None, typer.Option("--causal/--full", help="Mask what comes after a token, or nothing.")
     ] = None,
     dtype: Dtypes = None,
     out: Annotated[
@@ -194,6 +170,9 @@ def sweep(
         heads=heads or None,
         head_dim=head_dim or None,
         value_dim=value_dim or None,
+        kv_heads=kv_heads or None,
+        window=window or None,
+        causal=causal,
         dtype=dtype or None,
         protocol={name: value for name, value in protocol.items() if value is not None},
     )
@@ -359,10 +338,10 @@ def verify(
     from attnbench.measure.environment import pick_device
     from attnbench.progress import ticking
     from attnbench.registry import mechanisms
-    from attnbench.sweeps.values import parse_names, parse_sizes
+    from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_sizes
 
     kind = pick_device(device).type
-    names = parse_names(mechanism or list(mechanisms()), kind="mechanism", choices=mechanisms())
+    names = parse_mechanisms(mechanism or list(mechanisms()))
     dtypes = parse_names(dtype or verification.DTYPES[kind], kind="dtype", choices=DTYPES)
     lengths = parse_sizes(seq_len or verification.SEQ_LENS[kind], axis="--seq-len")
     if head_dim is None and value_dim is not None:

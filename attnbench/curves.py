@@ -143,6 +143,17 @@ class Crossover:
         )
 
 
+def line_names(frame: pd.DataFrame) -> pd.Series[str]:
+    """What each row's line is called: its mechanism and, where a window is an axis, that too: `streaming-llm W1k`."""
+    if "window" not in frame:
+        return frame["mechanism"]
+    names = [
+        str(mechanism) if pd.isna(window) else f"{mechanism} W{length_label(int(window))}"
+        for mechanism, window in zip(frame["mechanism"], frame["window"], strict=True)
+    ]
+    return pd.Series(names, index=frame.index, dtype=object)
+
+
 def curves(frame: pd.DataFrame) -> tuple[Curve, ...]:
     """All curves of a results frame, by workload, group and mechanism.
 
@@ -255,6 +266,7 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
     """The rows whose shape is known, each with its group."""
     rows = frame.assign(_place=range(len(frame)))
     rows = rows[rows[list(_PLACE)].notna().all(axis=1)]
+    rows = rows.assign(mechanism=line_names(rows))
     product = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
     rows = rows.assign(_product=product)
     rows = rows.assign(_constant=_constant_tokens(rows))

@@ -26,7 +26,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for sc
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
 Mechanisms = Annotated[
     list[str] | None,
-    typer.Option("--mechanism", "-m", help="Repeat or separate by commas (see: attnbench list)."),
+    typer.Option(
+        "--mechanism",
+        "-m",
+        help="Names (see: attnbench list), one provider's (flash2@torch), or path/to/file.py:name[:semantics]; "
+        "repeat or separate by commas.",
+    ),
 ]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
 SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]

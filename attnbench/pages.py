@@ -6,6 +6,7 @@ Drawn through matplotlib's object interface, with no global state: the same resu
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,17 @@ STYLES: Mapping[str, Style] = {
     "flex": Style(colour="#7A5195", dash=_DASH_DOT_DOT, marker="8"),
     "lightning2-official": Style(colour="#A63A00", dash=_LONG, marker="H"),
     "fla-simple-gla": Style(colour="#332288", dash=_DASHED, marker="8"),
-    "fla-fused-chunk": Style(colour="#117733", dash=_LONG, marker="p"),
-    "fla-linear-attn": Style(colour="#44AA99", dash=_DASH_DOT_DOT, marker="d"),
+    "fla-retention": Style(colour="#117733", dash=_LONG, marker="p"),
+    "fla-linear": Style(colour="#44AA99", dash=_DASH_DOT_DOT, marker="d"),
     "tfla": Style(colour="#5A3E1B", dash=_DASH_DOT, marker="s"),
+    "retnet": Style(colour="#B2182B", marker="X"),
+    "gla": Style(colour="#4D7C0F", dash=_DASHED, marker=">"),
+    "linear-elu": Style(colour="#CC6677", marker="^"),
+    "cosformer": Style(colour="#8C510A", dash=_DASHED, marker="X"),
+    "performer": Style(colour="#762A83", dash=_DASH_DOT, marker="v"),
+    "rfa": Style(colour="#2C5AA0", dash=_DOTTED, marker=">"),
+    "flash4": Style(colour="#0E7C86", dash=_DOTTED, marker="D"),
+    "streaming-llm": Style(colour="#B8860B", dash=_LONG, marker=">"),
 }
 
 _OTHER_COLOURS = ("#1B7F79", "#8C510A", "#762A83", "#4D7C0F", "#B2182B", "#2C5AA0", "#5E5E5E", "#9C6B98")
@@ -110,14 +119,18 @@ def drawing(formats: Sequence[str]) -> Iterator[None]:
 
 
 def style_of(mechanism: str) -> Style:
-    """The style of a mechanism, the same in every figure; an unknown one's depends on its name alone."""
+    """The style of a mechanism, the same in every figure; an unknown one's depends on its name alone.
+
+    One provider of a mechanism, or one of its windows, has the mechanism's colour.
+    """
     if mechanism in STYLES:
         return STYLES[mechanism]
+    family = STYLES.get(re.split(r"@| W", mechanism)[0])
     number = zlib.crc32(mechanism.encode())  # hash() differs from process to process
     number, colour = divmod(number, len(_OTHER_COLOURS))
     number, dash = divmod(number, len(_OTHER_DASHES))
     return Style(
-        colour=_OTHER_COLOURS[colour],
+        colour=_OTHER_COLOURS[colour] if family is None else family.colour,
         dash=_OTHER_DASHES[dash],
         marker=_OTHER_MARKERS[number % len(_OTHER_MARKERS)],
     )

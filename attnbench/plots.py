@@ -21,7 +21,7 @@ from matplotlib.path import Path as MarkerPath
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from attnbench.case import Status
-from attnbench.curves import Curve, Floats, Group, curves, flatness, groups, length_label
+from attnbench.curves import Curve, Floats, Group, curves, flatness, groups, length_label, line_names
 from attnbench.errors import UserError
 from attnbench.pages import (
     DPI,
@@ -568,7 +568,7 @@ def _notes(page: _Page) -> list[str]:
 def _providers(frame: pd.DataFrame) -> dict[str, str]:
     """Who computed each mechanism, without local version labels (+cu130); several are joined by a slash."""
     found: dict[str, set[str]] = {}
-    for mechanism, provider in zip(frame["mechanism"], frame["provider"], strict=True):
+    for mechanism, provider in zip(line_names(frame), frame["provider"], strict=True):
         if isinstance(provider, str):
             found.setdefault(str(mechanism), set()).add(re.sub(r"\+\S+", "", provider))
     return {name: " / ".join(sorted(each)) for name, each in found.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from attnbench.case import Status
-from attnbench.curves import length_label
+from attnbench.curves import length_label, line_names
 
 _SIZES = ("batch", "heads", "seq_len", "head_dim", "value_dim", "kv_heads")
 _SHAPE = [*_SIZES, "dtype", "causal", "device"]
@@ -97,7 +97,8 @@ def shares(frame: pd.DataFrame) -> tuple[Shares, ...]:
 
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["status"] == Status.OK) & frame["median_ms"].notna()]
+    timed = frame[(frame["status"] == Status.OK) & frame["median_ms"].notna()]
+    return timed.assign(mechanism=line_names(timed))
 
 
 def _by_shape(timed: pd.DataFrame, column: str) -> pd.DataFrame:

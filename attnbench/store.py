@@ -23,7 +23,7 @@ from attnbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"attnbench.schema_version"
 RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
 
@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {
     "identity": {
         "case_id": _S, "run_id": _S, "mechanism": _S, "semantics": _S, "provider": _S, "workload": _S,
         "batch": _I, "heads": _I, "kv_heads": _I, "seq_len": _I, "head_dim": _I, "value_dim": _I,
-        "dtype": _S, "causal": pa.bool_(), "device": _S,
+        "dtype": _S, "causal": pa.bool_(), "window": _I, "device": _S,
     },
     "outcome": {"status": _S, "reason": _S, "started_at": _S},
     "time": {
@@ -58,8 +58,14 @@ COLUMNS: Mapping[str, pa.DataType] = {name: kind for group in GROUPS.values() fo
 _NOT_NULL = ("case_id", "run_id", "mechanism", "workload", "status")
 SCHEMA = pa.schema([pa.field(name, kind, nullable=name not in _NOT_NULL) for name, kind in COLUMNS.items()])
 
+
+def _without_windows(table: pa.Table) -> pa.Table:
+    """Version 2 has the column `window`; before it no mechanism had one."""
+    return table.append_column("window", pa.nulls(table.num_rows, _I))
+
+
 # version n -> the function that turns a table of version n into one of version n + 1
-MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {}
+MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {1: _without_windows}
 
 
 def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:

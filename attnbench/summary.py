@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnbench.case import Status
-from attnbench.curves import Crossover, Curve, Group, crossovers, curves, flatness, groups, slope
+from attnbench.curves import Crossover, Curve, Group, crossovers, curves, flatness, groups, line_names, slope
 from attnbench.shapes import Standings, lists_shapes, standings
 from attnbench.words import (
     bytes_text,
@@ -309,7 +309,8 @@ def _missing(frame: pd.DataFrame) -> list[Missing]:
     shapes: dict[tuple[str, str, str, str], list[tuple[int | None, str]]] = {}
     ends: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
     names = ("mechanism", "workload", "status", "reason", "seq_len")
-    for mechanism, workload, status, given, length in zip(*(frame[name] for name in names), strict=True):
+    named = frame.assign(mechanism=line_names(frame))
+    for mechanism, workload, status, given, length in zip(*(named[name] for name in names), strict=True):
         reason = given if isinstance(given, str) else ""
         seq_len = None if pd.isna(length) else int(length)
         kind = "" if status == Status.OOM else re.sub(r"\d[\d.,]*", "#", reason)

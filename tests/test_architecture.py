@@ -20,12 +20,13 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 # cli -> the commands' work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
-    {"registry", "semantics", "words", "options"},
+    {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options"},
     {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
     {
         "executors",
         "sweeping",
         "verification",
+        "listing",
         "summary",
         "plots",
         "shape_plots",

@@ -33,7 +33,7 @@ from attnbench import cli, store
 from attnbench.case import Case, Measurement, Status, Workload
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 from attnbench.registry import mechanisms
-from attnbench.sweeps.loader import preset_names
+from attnbench.sweeps.files import preset_names
 from attnbench.version import __version__
 
 HERE = Path(__file__).parent
@@ -238,6 +238,7 @@ def test_every_column_of_a_healthy_run(finished: Finished) -> None:
         "started_at", "kernels", "rel_err_o",
     ]  # fmt: skip
     known.remove("reserved_bytes")  # the host has no caching allocator
+    known.remove("window")  # none of them has one
     assert frame[known].notna().all().all()
     unknown = ["reserved_bytes", "rel_err_dq", "rel_err_dk", "rel_err_dv", *store.GROUPS["telemetry"]]
     assert frame[unknown].isna().all().all()
@@ -763,7 +764,9 @@ def test_results_that_cannot_be_plotted(call: Call, finished: Finished, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "flash3"], "unknown mechanism 'flash3'; did you mean 'flash2'?"),
+        (["-m", "flesh2"], "unknown mechanism 'flesh2'; did you mean 'flash2'?"),
+        (["-m", "flash2@tork"], "flash2 has no provider 'tork'; did you mean 'torch'?"),
+        (["-m", "nowhere.py:mine"], "there is no file"),
         (["--dtype", "int8"], "unknown dtype 'int8'; choose from: bf16, fp16, fp32"),
         (["--seq-len", "0"], "--seq-len: expected a positive whole number"),
         (["--head-dim", "16,x"], "--head-dim: expected a positive whole number"),
@@ -915,6 +918,12 @@ def test_list_names_every_mechanism_with_its_provider_or_why_not(call: Call) -> 
         assert row["formula"].startswith("o_t = ")
         assert row["workloads"]
     assert rows["sdpa"]["provider"] == f"torch {torch.__version__} sdpa"
+    takes = ("grouped_heads", "non_causal", "window")
+    assert [rows["sdpa"][name] for name in takes] == [True, True, False]
+    assert [rows["lightning2"][name] for name in takes] == [False, False, False]
+    assert [rows["streaming-llm"][name] for name in takes] == [True, False, True]
+    assert [p["name"] for p in rows["flash2"]["providers"]] == ["flash2@flash-attn", "flash2@torch"]
+    assert not any(p["available"] for p in rows["flash2"]["providers"])
     assert rows["flash2"]["why_not"] == "no provider for cpu; it runs on cuda"
 
     done = call("list", "--device", "cpu")

@@ -284,3 +284,18 @@ def test_length_label_is_exact(tokens: int) -> None:
 )
 def test_length_label(tokens: int, label: str) -> None:
     assert length_label(tokens) == label
+
+
+# ---------------------------------------------------------------- windows
+
+
+def test_each_window_is_a_line_in_the_panel_of_the_others() -> None:
+    rows = [
+        row(name, n, 1.0, window=window)
+        for name, window in (("streaming-llm", 1024), ("streaming-llm", 300), ("flash2", None))
+        for n in LENGTHS
+    ]
+    found = curves(frame(*rows))
+    assert [c.mechanism for c in found] == ["flash2", "streaming-llm W1k", "streaming-llm W300"]
+    assert len(groups(found)) == 1
+    assert all(len(c) == len(LENGTHS) for c in found)

@@ -16,8 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from attnbench import plots, registry
+from attnbench import plots
 from attnbench.case import Case, Status
+from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
 from attnbench.pages import STYLES, style_of
 from attnbench.plots import SIGNS, flatness_words, plot_run
@@ -265,15 +266,19 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
         plot_run(frame(*sweep()), tmp_path / "file", formats=("svg",))
 
 
-def test_every_built_in_mechanism_has_a_style() -> None:
-    assert {mechanism.name for mechanism in registry._BUILT_IN} <= set(STYLES)
-
-
 def test_styles_differ_without_colour() -> None:
-    """In greyscale two mechanisms of one figure are told apart by marker or dashes."""
-    for a, b in combinations(STYLES, 2):
-        assert STYLES[a].colour != STYLES[b].colour
-        assert (STYLES[a].marker, str(STYLES[a].dash)) != (STYLES[b].marker, str(STYLES[b].dash)), (a, b)
+    """In greyscale two mechanisms of one figure are told apart by marker or dashes, also one without a style here."""
+    for a, b in combinations({**STYLES, **{mechanism.name: None for mechanism in BUILT_IN}}, 2):
+        one, other = style_of(a), style_of(b)
+        assert one.colour != other.colour
+        assert (one.marker, str(one.dash)) != (other.marker, str(other.dash)), (a, b)
+
+
+def test_one_provider_and_one_window_keep_the_colour_of_their_mechanism() -> None:
+    for name in ("flash2@torch", "streaming-llm W1k", "streaming-llm W4k"):
+        assert style_of(name).colour == STYLES[name.split("@")[0].split(" ")[0]].colour
+        assert style_of(name) not in STYLES.values()
+    assert style_of("streaming-llm W1k") != style_of("streaming-llm W4k")
 
 
 def test_unknown_names_keep_their_style() -> None:

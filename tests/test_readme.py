@@ -12,8 +12,9 @@ from rich.console import Console
 
 from attnbench import load_results, summary
 from attnbench.cli import app
-from attnbench.registry import mechanisms
-from attnbench.sweeps.loader import Overrides, load, preset_names
+from attnbench.registry import find
+from attnbench.sweeps.files import preset_names
+from attnbench.sweeps.loader import Overrides, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,8 +64,9 @@ def test_links_and_pictures_lead_somewhere() -> None:
 def test_recorded_runs_read_and_hold_known_mechanisms(path: Path) -> None:
     frame = load_results(path)
     assert (frame["status"] == "ok").any()
-    assert not (frame["status"] == "incorrect").any()
-    assert set(frame["mechanism"]) <= set(mechanisms())
+    wrong = frame[frame["status"] == "incorrect"]
+    assert not wrong["provider"].str.contains("attnbench").any()  # another library's fault is a finding
+    assert all(find(name).name == name for name in frame["mechanism"].unique())
     assert set(frame["run_id"]) == set(frame.attrs["runs"])
 
 

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 import attnbench
-from attnbench import registry
 from attnbench.case import Case, Workload
+from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
 from attnbench.registry import Mechanism, Provider, find, load_target, mechanisms, support
 from attnbench.semantics import KEPT, SEMANTICS
 
 PACKAGE = Path(attnbench.__file__).parent
-BUILT_IN = registry._BUILT_IN
 ABSENT = "attnbench_no_such_package"
 
 TARGETS = sorted(
@@ -78,15 +77,27 @@ def test_every_target_is_a_function_in_a_file_of_the_package(target: str) -> Non
     assert function in found
     by_position = [a.arg for a in found[function].args]
     by_name = [a.arg for a in found[function].kwonlyargs]
-    is_call = by_position == ["q", "k", "v"] and by_name == ["slopes", "scale", "causal"]
     is_question = by_position == ["case", "device"] and by_name == []
     calls = {provider.target for mechanism in BUILT_IN for provider in mechanism.providers}
+    named = {
+        SEMANTICS[mechanism.semantics].names
+        for mechanism in BUILT_IN
+        for provider in mechanism.providers
+        if provider.target == target
+    }
     kept = {
         KEPT[SEMANTICS[mechanism.semantics].kept]
         for mechanism in BUILT_IN
         for provider in mechanism.providers
         if provider.decode is not None and provider.decode.target == target
     }
+    is_call = by_position == ["q", "k", "v"] and by_name == [
+        "slopes",
+        "scale",
+        "causal",
+        *min(named, default=()),
+    ]
+    assert len(named) <= 1
     if kept:
         assert by_position == ["q", "k", "v", *kept.pop()]
         assert by_name == ["slopes", "scale"]
@@ -117,6 +128,9 @@ def test_a_missing_package_always_has_an_install_line() -> None:
         ("fla-simple-gla", "fla-core"),
         ("tfla", "mlstm-kernels"),
         ("xformers", "xformers"),
+        ("gla", "fla-core"),
+        ("fla-linear", "fla-core"),
+        ("fla-retention", "fla-core"),
     ],
 )
 def test_a_library_that_is_not_here_is_named_with_its_install_line(
@@ -125,6 +139,23 @@ def test_a_library_that_is_not_here_is_named_with_its_install_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     reason = f"{distribution} is not installed: pip install {distribution}"
     assert find(mechanism).provider_for("cuda") == reason
+
+
+def test_without_any_library_every_mechanism_runs_or_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for mechanism in BUILT_IN:
+        known = mechanism.provider_for("cuda")
+        ways = [p.install for p in mechanism.providers if p.install is not None]
+        if isinstance(known, Provider):
+            assert known.package is None, mechanism.name
+        else:
+            assert ways, mechanism.name
+            assert all(way in known for way in ways)
+        elsewhere = mechanism.provider_for("cpu")
+        if isinstance(elsewhere, str) and len(ways) == len(mechanism.providers):
+            assert elsewhere == f"no provider for cpu; it runs on cuda and needs {' or '.join(ways)}"
 
 
 def test_both_copies_of_flash_attention_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +195,7 @@ def test_an_unknown_mechanism_names_the_nearest(typed: str, meant: str) -> None:
 
 
 def test_a_name_like_none_lists_them_all() -> None:
-    with pytest.raises(UserError, match=r"choose from: fla-simple-gla, .*xformers"):
+    with pytest.raises(UserError, match=r"choose from: cosformer, .*xformers"):
         find("zzzz")
 
 

@@ -21,7 +21,7 @@ from attnbench.errors import UserError
 # Scripts depend on these names and on this order.
 CONTRACT = [
     "case_id", "run_id", "mechanism", "semantics", "provider", "workload", "batch", "heads", "kv_heads", "seq_len",
-    "head_dim", "value_dim", "dtype", "causal", "device",
+    "head_dim", "value_dim", "dtype", "causal", "window", "device",
     "status", "reason", "started_at",
     "samples_ms", "median_ms", "p10_ms", "p90_ms", "ci_low_ms", "ci_high_ms", "first_call_ms",
     "tokens_per_s", "tflops", "gbps", "roofline",
@@ -45,6 +45,7 @@ def _case(**changes: Any) -> Case:
         "head_dim": 64,
         "value_dim": 32,
         "dtype": "bf16",
+        "window": 64,
     }
     return Case(**{**fields, **changes})
 
@@ -124,7 +125,7 @@ def test_version_and_records_are_in_the_file_metadata(tmp_path: Path) -> None:
     file = tmp_path / "results.parquet"
     store.write(_table(_full(), record={"environment": {"torch": "2"}}), file)
     metadata = pq.read_schema(file).metadata
-    assert metadata[b"attnbench.schema_version"] == b"1"
+    assert metadata[b"attnbench.schema_version"] == b"2"
     assert store.records(store.read(file)) == {"run-1": {"environment": {"torch": "2"}}}
 
 
@@ -140,7 +141,7 @@ def test_every_value_survives_the_round_trip(tmp_path: Path) -> None:
     store.write(_table(_full()), file)
     (row,) = store.read(file).to_pylist()
     assert row == {
-        "case_id": "sdpa.fwd.B2-H8-KV4-N100-D64-E32.bf16",
+        "case_id": "sdpa.fwd.B2-H8-KV4-N100-D64-E32-W64.bf16",
         "run_id": "run-1",
         "mechanism": "sdpa",
         "semantics": "softmax",
@@ -154,6 +155,7 @@ def test_every_value_survives_the_round_trip(tmp_path: Path) -> None:
         "value_dim": 32,
         "dtype": "bf16",
         "causal": True,
+        "window": 64,
         "device": "a device",
         "status": "ok",
         "reason": None,
@@ -330,8 +332,8 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     file = tmp_path / "newer.parquet"
-    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"2"}), file)
-    with pytest.raises(UserError, match=r"schema version 2.*reads up to 1: update attnbench"):
+    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"3"}), file)
+    with pytest.raises(UserError, match=r"schema version 3.*reads up to 2: update attnbench"):
         store.load_results(file)
 
 
@@ -350,21 +352,30 @@ def test_extra_columns_are_left_out_and_order_restored(tmp_path: Path) -> None:
 
 
 def test_an_older_file_goes_through_its_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "version1.parquet"
+    file = tmp_path / "older.parquet"
     store.write(_table(_full(provider="old name")), file)
 
     def rename_provider(table: pa.Table) -> pa.Table:
         at = table.column_names.index("provider")
         return table.set_column(at, "provider", pa.array(["new name"] * table.num_rows))
 
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(store, "MIGRATIONS", {1: rename_provider})
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(store, "MIGRATIONS", {2: rename_provider})
     frame = store.load_results(file)
     assert frame["provider"].tolist() == ["new name"]
     assert set(frame.attrs["runs"]) == {"run-1"}
-    rewritten = tmp_path / "version2.parquet"
+    rewritten = tmp_path / "newer.parquet"
     store.write(store.load_table(file), rewritten)
-    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"2"
+    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"3"
+
+
+def test_a_file_from_before_windows_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "version1.parquet"
+    table = _table(_full(), _bare()).drop_columns(["window"])
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, store.VERSION_KEY: b"1"}), file)
+    frame = store.load_results(file)
+    assert list(frame.columns) == CONTRACT
+    assert frame["window"].isna().all()
 
 
 # ---------------------------------------------------------------- whole or not there

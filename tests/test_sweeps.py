@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from attnbench.case import Case, Launch, Protocol, Workload
 from attnbench.errors import UserError
 from attnbench.registry import Provider, find
-from attnbench.sweeps.loader import Device, Overrides, Sweep, load, preset_names
+from attnbench.sweeps.files import preset_names
+from attnbench.sweeps.loader import Device, Overrides, Sweep, load
 from attnbench.sweeps.values import LARGEST, parse_names, parse_size, parse_sizes
 
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
@@ -195,6 +196,7 @@ def test_preset(name: str, device: Device) -> None:
     assert json.loads(json.dumps(record)) == record
     if sweep.axes.tokens is not None:
         assert {case.tokens for case in cases} == {sweep.axes.tokens}
+    assert all((case.window is None) != find(case.mechanism).windowed for case in cases)
 
 
 def test_preset_names() -> None:
@@ -204,6 +206,7 @@ def test_preset_names() -> None:
         "crossover",
         "decode",
         "decode-batch",
+        "field",
         "grid",
         "kernels",
         "paper-fig3",
@@ -259,6 +262,48 @@ def test_value_dim_and_kv_heads(tmp_path: Path) -> None:
     cases = loaded(tmp_path, GRID + "value_dim = [64, 128]\nkv_heads = 2\n").cases()
     assert len(cases) == 2 * len(plain)
     assert {(case.value_dim, case.kv_heads) for case in cases} == {(64, 2), (128, 2)}
+
+
+def test_windows_are_for_mechanisms_that_have_one(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "mechanism": "sdpa,streaming-llm",
+        "seq_len": "100",
+        "heads": "2",
+        "batch": "1",
+        "dtype": "fp32",
+    }
+    several = loaded(tmp_path, GRID, **asked, workload="fwd", window="16,1k").cases()
+    assert [(c.mechanism, c.window) for c in several] == [
+        ("sdpa", None),
+        ("streaming-llm", 16),
+        ("streaming-llm", 1024),
+    ]
+    assert several[1].case_id == "streaming-llm.fwd.B1-H2-N100-D64-W16.fp32"
+    default = loaded(tmp_path, GRID, **asked).cases()
+    assert {c.window for c in default if c.mechanism == "streaming-llm"} == {1024}
+
+
+def test_values_are_as_wide_as_a_mechanism_has_them(tmp_path: Path) -> None:
+    cases = loaded(tmp_path, GRID, mechanism="lightning2,retnet").cases()
+    assert {(c.mechanism, c.value_dim) for c in cases} == {("lightning2", 64), ("retnet", 128)}
+    asked = loaded(tmp_path, GRID, mechanism="lightning2,retnet", value_dim="32").cases()
+    assert {c.value_dim for c in asked} == {32}
+
+
+@pytest.mark.parametrize(
+    ("line", "masks"),
+    [("", [True]), ("causal = false", [False]), ("causal = [true, false]", [True, False])],
+    ids=["default", "full", "both"],
+)
+def test_masks(tmp_path: Path, line: str, masks: list[bool]) -> None:
+    cases = loaded(tmp_path, GRID + line + "\n").cases()
+    assert list(dict.fromkeys(case.causal for case in cases)) == masks
+    assert {c.causal for c in loaded(tmp_path, GRID + line + "\n", causal=False).cases()} == {False}
+
+
+def test_a_mask_that_is_none(tmp_path: Path) -> None:
+    assert "causal: expected true or false, got 'yes'" in sentence(tmp_path, GRID + 'causal = "yes"\n')
+    assert "causal: expected true or false, got '1'" in sentence(tmp_path, GRID + "causal = [1]\n")
 
 
 def test_shapes_keep_their_order_and_repeated_ones_are_merged(tmp_path: Path) -> None:
@@ -613,3 +658,8 @@ def test_path_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError, match=r"cannot read the sweep file '.*mine.toml': Permission denied$"):
         load(path, device="cpu")
+
+
+def test_a_window_for_nobody_is_refused(tmp_path: Path) -> None:
+    said = sentence(tmp_path, GRID, window="256")
+    assert said == "mine.toml: a window is given, and none of lightning2, sdpa has one"

@@ -36,6 +36,7 @@ SMALL = Limits(multiprocessors=40, shared_memory=65_536, architecture="default")
 ROW = Row(kernel="lightning2", element_size=2, key_dim=64, programs=2)
 OTHER = Row(kernel="lightning2", element_size=2, key_dim=128, programs=2)
 CROWDED = dataclasses.replace(OTHER, programs=3)
+SPECIALISED = dataclasses.replace(OTHER, programs=1, specialised=True)
 POINT = Point(dtype="bf16", head_dim=64, batch=1, heads=2, seq_len=4096)
 CPU = torch.device("cpu")
 
@@ -67,10 +68,11 @@ def test_rows_gather_the_points_that_they_serve() -> None:
         head_dims=[96, 128],
         shapes=[(1, 2, 512)],
     )
-    # Both rows of one key dim are meant, whatever their programs.
+    # All rows of one key dim are meant, whatever their programs.
     assert {row: len(points) for row, points in found.items()} == {
         OTHER: 2,
         CROWDED: 2,
+        SPECIALISED: 2,
         dataclasses.replace(OTHER, element_size=4): 2,
     }
     assert found[OTHER][0] == Point(dtype="bf16", head_dim=96, batch=1, heads=2, seq_len=512)
@@ -79,7 +81,8 @@ def test_rows_gather_the_points_that_they_serve() -> None:
 def test_by_default_a_row_for_many_programs_has_a_point_with_many() -> None:
     found = points_by_row("lightning2", table=table("hopper"), dtypes=["bf16"], head_dims=[128], shapes=None)
     shapes = {row: [(p.batch, p.heads, p.seq_len) for p in points] for row, points in found.items()}
-    assert shapes == {OTHER: [*DEFAULT_SHAPES], CROWDED: [*DEFAULT_SHAPES, (16, 16, 8192)]}
+    usual = [*DEFAULT_SHAPES]
+    assert shapes == {OTHER: usual, CROWDED: [*usual, (16, 16, 8192)], SPECIALISED: usual}
 
 
 def rows_of_tables() -> list[Any]:
@@ -88,7 +91,7 @@ def rows_of_tables() -> list[Any]:
     for name, limits in (("H200", H200), ("small", SMALL)):
         packaged = importlib.resources.files("attnbench.kernels") / "configs" / f"{limits.architecture}.toml"
         for row in parse(packaged.read_text(encoding="utf-8"), source=name).rows:
-            numbers = f"{row.element_size}-{row.key_dim}-{row.programs}"
+            numbers = f"{row.element_size}-{row.key_dim}-{row.programs}{'-specialised' * row.specialised}"
             found.append(pytest.param(row, limits, id=f"{name}-{row.kernel}-{numbers}"))
     return found
 
@@ -106,10 +109,12 @@ def test_candidates_are_distinct_and_fit(row: Row, limits: Limits) -> None:
         if not isinstance(config, ScanConfig):
             continue
         assert config.programs == len(config.chunk_us) == row.programs
+        assert config.specialised == row.specialised
         # The programs fit together: the tiles into the shared memory, the state into half of the registers.
         tiles = config.num_stages * config.block_c * (2 * row.key_dim + config.block_e) * row.element_size
         assert config.programs * tiles <= limits.shared_memory
-        state = config.block_e * row.key_dim // (32 * config.num_warps)
+        groups = config.block_e // 64 if config.specialised else 1
+        state = config.block_e * row.key_dim // (32 * config.num_warps * groups)
         assert state <= (config.max_registers or 256) // 2
 
 
@@ -555,8 +560,13 @@ def test_a_middling_budget_still_settles_every_row() -> None:
 
 
 @pytest.fixture
-def played_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command believes to be on an H200."""
+def played_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The command believes to be on an H200, whose table has no rows of warps that specialise."""
+    packaged = importlib.resources.files("attnbench.kernels") / "configs" / "hopper.toml"
+    lines = packaged.read_text(encoding="utf-8").splitlines()
+    portable = tmp_path_factory.mktemp("table") / "portable.toml"
+    portable.write_text("\n".join(x for x in lines if "specialised = true" not in x), encoding="utf-8")
+    monkeypatch.setenv(VARIABLE, str(portable))
     monkeypatch.setattr(command, "_has_gpu", lambda: True)
     monkeypatch.setattr(command, "interpreting", lambda: False)
     monkeypatch.setattr(command, "limits", lambda device: H200)

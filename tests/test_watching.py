@@ -18,7 +18,8 @@ from attnbench.executors.lock import device_lock, is_held
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.stats import summarize
 from attnbench.sweeping import new_record
-from attnbench.sweeps.loader import Sweep, load, preset_names, sweep_of_record
+from attnbench.sweeps.files import preset_names
+from attnbench.sweeps.loader import Sweep, load, sweep_of_record
 
 Keep = Callable[[int], None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from attnbench.case import Case, Workload
 from attnbench.kernels import lightning_attention_1, lightning_attention_2, lightning_decode
 from attnbench.kernels._host import limits
 from attnbench.kernels._plan import Plan, plan, remembered_tokens, state_bytes
-from attnbench.kernels._scan import REACH
+from attnbench.kernels._scan import REACH, can_specialise
 from attnbench.kernels.lightning1 import tiles
-from attnbench.semantics import TORCH_DTYPES, geometric_slopes
+from attnbench.semantics import TORCH_DTYPES, geometric_slopes, retention_slopes
+
+_Law = Callable[[int], Tensor]  # from heads to their decay slopes
 
 
 def lightning2(
@@ -77,6 +80,15 @@ def lightning2_state_bytes(case: Case, device: torch.device) -> int:
 
     0 while the states stay in registers: with one segment, or where all heads forget within two.
     """
+    return _state_bytes(case, device, law=geometric_slopes)
+
+
+def retnet_state_bytes(case: Case, device: torch.device) -> int:
+    """As `lightning2_state_bytes`, with the decay of RetNet."""
+    return _state_bytes(case, device, law=retention_slopes)
+
+
+def _state_bytes(case: Case, device: torch.device, *, law: _Law) -> int:
     return max(
         state_bytes(
             scan,
@@ -86,9 +98,9 @@ def lightning2_state_bytes(case: Case, device: torch.device) -> int:
             seq_len=case.seq_len,
             key_dim=key_dim,
             value_dim=value_dim,
-            remembered=_remembered(case),
+            remembered=_remembered(case, law=law),
         )
-        for (key_dim, value_dim, scans), scan in _launches(case, device).items()
+        for (key_dim, value_dim, scans), scan in _launches(case, device, law=law).items()
     )
 
 
@@ -98,13 +110,24 @@ def lightning2_config(case: Case, device: torch.device) -> dict[str, Any]:
     That of the forward alone; of a workload with a backward those of its launches, under "o" and "dq_dk_dv", or,
     where D and E differ, "dv" and "dq_dk".
     """
-    plans = {scans: dataclasses.asdict(chosen) for (*_, scans), chosen in _launches(case, device).items()}
+    return _config(case, device, law=geometric_slopes)
+
+
+def retnet_config(case: Case, device: torch.device) -> dict[str, Any]:
+    """As `lightning2_config`, with the decay of RetNet."""
+    return _config(case, device, law=retention_slopes)
+
+
+def _config(case: Case, device: torch.device, *, law: _Law) -> dict[str, Any]:
+    plans = {
+        scans: dataclasses.asdict(chosen) for (*_, scans), chosen in _launches(case, device, law=law).items()
+    }
     if not case.workload.has_backward:
         return plans[1]
     gradients = {1: "dv", 2: "dq_dk", 3: "dq_dk_dv"}
     named: dict[str, Any] = {gradients[scans]: chosen for scans, chosen in plans.items()}
     if case.workload is Workload.FWD_BWD:
-        named["o"] = lightning2_config(dataclasses.replace(case, workload=Workload.FWD), device)
+        named["o"] = _config(dataclasses.replace(case, workload=Workload.FWD), device, law=law)
     return named
 
 
@@ -140,13 +163,13 @@ def _dims(case: Case) -> list[tuple[int, int]]:
     return dims
 
 
-def _remembered(case: Case) -> tuple[float, ...]:
+def _remembered(case: Case, *, law: _Law) -> tuple[float, ...]:
     """Tokens that each head remembers by the slopes of a measurement."""
     reach = REACH[TORCH_DTYPES[case.dtype]]
-    return tuple(remembered_tokens(slope, reach=reach) for slope in geometric_slopes(case.heads).tolist())
+    return tuple(remembered_tokens(slope, reach=reach) for slope in law(case.heads).tolist())
 
 
-def _launches(case: Case, device: torch.device) -> dict[tuple[int, int, int], Plan]:
+def _launches(case: Case, device: torch.device, *, law: _Law) -> dict[tuple[int, int, int], Plan]:
     """The plans of Lightning-2's launches by key dim, value dim, and the number of scans together.
 
     o = F(q, k, v) alone; dq = F(do, v, k), dk = R(v, do, q) and dv = R(k, q, do) together where the dims allow.
@@ -163,10 +186,11 @@ def _launches(case: Case, device: torch.device) -> dict[tuple[int, int, int], Pl
             key_dim=key_dim,
             value_dim=value_dim,
             element_size=TORCH_DTYPES[case.dtype].itemsize,
-            remembered=_remembered(case),
+            remembered=_remembered(case, law=law),
             multiprocessors=limit.multiprocessors,
             shared_memory=limit.shared_memory,
             architecture=limit.architecture,
+            specialised=can_specialise(),
         )
         for key_dim, value_dim, scans in (backward if case.workload.has_backward else [(D, E, 1)])
     }

@@ -37,7 +37,7 @@ Noise = float | Mapping[str, float] | None
 _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
 _SIZES = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim")
 _COLUMNS = (
-    *("case_id", "run_id", "mechanism", "workload", *_SIZES, "dtype", "causal"),
+    *("case_id", "run_id", "mechanism", "workload", *_SIZES, "dtype", "causal", "window"),
     *("status", "reason", "samples_ms", "median_ms", "peak_bytes", "kernels", "config", *_ERRORS),
 )
 
@@ -175,6 +175,7 @@ def _case(row: _Row) -> Case:
         workload=Workload(row["workload"]),
         dtype=str(row["dtype"]),
         causal=bool(row["causal"]),
+        window=None if pd.isna(row["window"]) else int(row["window"]),
         **{name: int(row[name]) for name in _SIZES},
     )
 

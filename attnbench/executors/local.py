@@ -89,7 +89,7 @@ def _is_no_lighter(case: Case, *, than: Row) -> bool:
     No shorter, no fewer tokens over all heads, as many heads to a key-value head, all else equal. The tokens of a
     decode are its sequences, so there it is: no shorter a context, no fewer sequences.
     """
-    same = ("mechanism", "head_dim", "value_dim", "dtype", "causal")
+    same = ("mechanism", "head_dim", "value_dim", "dtype", "causal", "window")
     tokens = Workload(than["workload"]).tokens(batch=than["batch"], seq_len=than["seq_len"])
     return (
         all(getattr(case, name) == than[name] for name in same)

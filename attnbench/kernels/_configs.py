@@ -32,6 +32,7 @@ class TableError(ValueError):
     """A table that cannot be used; the text names the file and what is wrong with it."""
 
 
+GROUP_COLUMNS = 64  # value columns of a group of warps that specialises: the rows of a wgmma instruction
 _REGISTERS = 65_536  # of a multiprocessor, on every architecture here
 _MOST_REGISTERS = 255  # of a thread
 
@@ -40,10 +41,12 @@ _MOST_REGISTERS = 255  # of a thread
 class ScanConfig:
     """Lightning-2's launch configuration: tokens per chunk, value columns per tile, programs per multiprocessor.
 
-    programs: so many are to share a multiprocessor; registers and shared memory are limited to let them.
+    specialised: by the kernel whose warps specialise, in groups of num_warps, one for every 64 columns and one
+    more. programs: so many are to share a multiprocessor; registers and shared memory are limited to let them.
     chunk_us: microseconds that a chunk takes with one of them on a multiprocessor, with two, up to all.
     """
 
+    specialised: bool = False
     block_c: int
     block_e: int
     num_warps: int
@@ -54,7 +57,8 @@ class ScanConfig:
     @property
     def max_registers(self) -> int | None:
         """The most that a thread may use, or None for no limit of ours."""
-        most = _REGISTERS // (self.programs * 32 * self.num_warps) // 8 * 8
+        groups = self.block_e // GROUP_COLUMNS + 1 if self.specialised else 1
+        most = _REGISTERS // (self.programs * 32 * self.num_warps * groups) // 8 * 8
         return most if most < _MOST_REGISTERS else None
 
 
@@ -77,14 +81,15 @@ KERNELS: Mapping[str, type[Config]] = {"lightning2": ScanConfig, "lightning1": T
 class Row:
     """A row's address: the kernel, the bytes of an element, and the key dim rounded up to one of `KEY_DIMS`.
 
-    Lightning-2 may have several, that differ in their programs per multiprocessor: a launch takes the one that
-    suits its number of programs. Lightning-1 has one.
+    Lightning-2 may have several, that differ in their programs per multiprocessor and in whether warps specialise: a
+    launch takes the one that suits its number of programs. Lightning-1 has one.
     """
 
     kernel: str
     element_size: int
     key_dim: int
     programs: int = 1
+    specialised: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +100,11 @@ class Table:
     rows: Mapping[Row, Config]
 
     def rows_for(self, kernel: str, *, element_size: int, key_dim: int) -> list[Row]:
-        """The rows that serve these inputs, by programs per multiprocessor; key_dim up to 256."""
+        """The rows that serve these inputs, by programs per multiprocessor, those that specialise last; key_dim up
+        to 256."""
         dim = next(dim for dim in KEY_DIMS if key_dim <= dim)
         found = [r for r in self.rows if (r.kernel, r.element_size, r.key_dim) == (kernel, element_size, dim)]
-        return sorted(found, key=lambda row: row.programs)
+        return sorted(found, key=lambda row: (row.specialised, row.programs))
 
 
 def architecture_of(capability_major: int) -> str:
@@ -177,9 +183,15 @@ def parse(text: str, *, source: str) -> Table:
             if row in rows:
                 raise TableError(f"{source}: {kernel} has two rows for {_named(row)}")
             rows[row] = config
+    strays = [row for row in rows if row.specialised and not _can_specialise(row, architecture)]
+    if strays:
+        raise TableError(
+            f"{source}: only hopper has a kernel whose warps specialise, for element_size 2 and key_dim up to 128; "
+            f"got one for {architecture}, {_named(strays[0])}"
+        )
     found = Table(architecture=architecture, rows=rows)
     for kernel, size, dim in itertools.product(KERNELS, ELEMENT_SIZES, KEY_DIMS):
-        if not found.rows_for(kernel, element_size=size, key_dim=dim):
+        if all(row.specialised for row in found.rows_for(kernel, element_size=size, key_dim=dim)):
             raise TableError(f"{source}: {kernel} has no row for element_size {size}, key_dim {dim}")
     return found
 
@@ -193,17 +205,24 @@ def write(found: Table, *, header: str, notes: Mapping[Row, str]) -> str:
     lines += ["", f'architecture = "{found.architecture}"']
     for kernel in KERNELS:
         lines += ["", f"{kernel} = ["]
-        for row in sorted(found.rows, key=lambda r: (r.element_size, r.key_dim, r.programs)):
+        for row in sorted(found.rows, key=lambda r: (r.element_size, r.key_dim, r.specialised, r.programs)):
             if row.kernel != kernel:
                 continue
             fields: dict[str, Any] = {"element_size": row.element_size, "key_dim": row.key_dim}
             fields |= dataclasses.asdict(found.rows[row])
             if row in notes:
                 lines.append(f"    # {notes[row]}")
-            cells = (f"{n} = {list(v) if isinstance(v, tuple) else v}" for n, v in fields.items())
+            cells = (f"{name} = {_literal(value)}" for name, value in fields.items())
             lines.append("    { " + ", ".join(cells) + " },")
         lines.append("]")
     return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    """A field's value in TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _entry(kernel: str, entry: Any, *, where: str) -> tuple[Row, Config]:
@@ -227,6 +246,7 @@ def _entry(kernel: str, entry: Any, *, where: str) -> tuple[Row, Config]:
         element_size=entry.pop("element_size"),
         key_dim=entry.pop("key_dim"),
         programs=entry.get("programs", 1),
+        specialised=entry.get("specialised", False),
     )
     config = kind(**entry)
     if isinstance(config, Tiles) and config.block_m < config.block_n:
@@ -236,6 +256,8 @@ def _entry(kernel: str, entry: Any, *, where: str) -> tuple[Row, Config]:
 
 def _fault(name: str, value: object) -> str | None:
     """What a field must be, if it is not."""
+    if name == "specialised":
+        return None if isinstance(value, bool) else "true or false"
     if name == "chunk_us":
         times = value if isinstance(value, list) else [None]
         good = all(
@@ -254,5 +276,11 @@ def _fault(name: str, value: object) -> str | None:
     return None if good else expected
 
 
+def _can_specialise(row: Row, architecture: str) -> bool:
+    """Hopper's tensor cores take elements of two bytes; the state of more keys does not fit a group's registers."""
+    return architecture == "hopper" and row.element_size == 2 and row.key_dim <= 128
+
+
 def _named(row: Row) -> str:
-    return f"element_size {row.element_size}, key_dim {row.key_dim}, programs {row.programs}"
+    special = ", specialised" if row.specialised else ""
+    return f"element_size {row.element_size}, key_dim {row.key_dim}, programs {row.programs}{special}"

@@ -7,21 +7,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from attnbench.kernels._configs import ScanConfig, scan_configs
+from attnbench.kernels._configs import GROUP_COLUMNS, ScanConfig, scan_configs
 
+_BARRIERS = 512  # bytes of shared memory for them, with their alignment
 _RESERVED = 1024  # bytes of shared memory that the hardware keeps for itself in every program
 MAX_SEGMENTS = 256
 MIN_TOKENS_PER_SEGMENT = 256
 
 # The cost model's constants, fitted with the times of the table's rows to timings on an H200
-# (results/h200/joint-search.csv).
+# (results/h200/design-search.csv).
 _STATE_CHUNK = 0.5  # a chunk that only adds to the state, k and v alone, in chunks
 _EARLIER_STATE = 0.54  # reading one earlier segment's state back, in chunks
 _LAST_WALK = 0.9  # what of the longest walk is left when all other programs have ended
-_BROKEN_ROUND = 0.5  # the least that a last, incomplete round of programs costs, in rounds
-_MORE_ROUNDS = 1.07  # segments in several rounds: scans and tiles of a head lose each other, and the L2
-_SEGMENTED_US = 3.0  # and once
+_BROKEN_ROUND = 0.27  # the least that a last, incomplete round of programs costs, in rounds
+_SEGMENTED_US = 3.0  # starting more programs, that look for where they are
 _FIRST_PASS_US = 8.0  # a first of two passes: starting it, and filling its pipelines
+# Of the kernel whose warps specialise:
+_DESCRIBED_US = 20.0  # describing tensors to the copy engine, and its longer start, in each launch
+_SHARED_READS = (
+    0.82  # scans of one launch read some of their tiles from the L2, and it is bound by the memory
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,7 @@ class Plan:
     """Launch configuration of one launch. Sizes in tokens (block_c) and columns of v (block_e).
 
     max_registers: the most that a thread may use, so that more programs share a multiprocessor; None: no limit.
+    specialised: by the kernel whose warps specialise, in groups of num_warps.
     """
 
     block_c: int
@@ -37,6 +43,7 @@ class Plan:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    specialised: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_c", "block_e"):
@@ -103,23 +110,34 @@ def state_bytes(
 
 
 def _shared_bytes(config: ScanConfig, *, block_d: int, element_size: int) -> int:
-    """Shared memory of one program: the tiles of q, k and v in every stage, and the product k q^T."""
+    """Shared memory of one program: the tiles of q, k and v in every stage, and the product k q^T; where warps
+    specialise the output's tile, a second product and barriers as well."""
     tiles = config.num_stages * config.block_c * (2 * block_d + config.block_e)
-    return element_size * (tiles + config.block_c * config.block_c)
+    product = config.block_c * config.block_c
+    if not config.specialised:
+        return element_size * (tiles + product)
+    return element_size * (tiles + 2 * product + config.block_c * config.block_e) + _BARRIERS
+
+
+def padded_key_dim(key_dim: int, *, specialised: bool) -> int:
+    """The columns of a tile of q or k."""
+    return max(GROUP_COLUMNS if specialised else 1, next_power_of_two(key_dim))
 
 
 def fitted(
     config: ScanConfig, *, key_dim: int, value_dim: int, element_size: int, shared_memory: int
 ) -> ScanConfig:
     """The configuration with no wider a tile than the values, and with fewer stages, then smaller chunks, until its
-    programs fit the shared memory of a multiprocessor."""
-    config = replace(config, block_e=min(config.block_e, next_power_of_two(value_dim)))
-    block_d = next_power_of_two(key_dim)
+    programs fit the shared memory of a multiprocessor. Warps that specialise need two stages and whole chunks."""
+    narrowest = GROUP_COLUMNS if config.specialised else 1
+    width = max(narrowest, next_power_of_two(value_dim))
+    config = replace(config, block_e=min(config.block_e, width))
+    block_d = padded_key_dim(key_dim, specialised=config.specialised)
     room = (shared_memory + _RESERVED) // config.programs - _RESERVED
     while _shared_bytes(config, block_d=block_d, element_size=element_size) > room:
-        if config.num_stages > 1:
+        if config.num_stages > (2 if config.specialised else 1):
             config = replace(config, num_stages=config.num_stages - 1)
-        elif config.block_c > 16:
+        elif config.block_c > 16 and not config.specialised:
             config = replace(config, block_c=config.block_c // 2)
         else:
             break
@@ -140,14 +158,16 @@ def plan(
     multiprocessors: int,
     shared_memory: int,
     architecture: str,
+    specialised: bool = False,
     config: ScanConfig | None = None,
 ) -> Plan:
     """The launch configuration for `scans` scans together over [batch, heads, seq_len] with the given dims.
 
     element_size: bytes per element of q, k, v. remembered: tokens that each head remembers, infinite without
     decay. multiprocessors and shared_memory (bytes that one thread block may use, almost all that a
-    multiprocessor has) describe the device; architecture names its table. config: in the place of the table's
-    rows. Pure; the results are remembered.
+    multiprocessor has) describe the device; architecture names its table. specialised: whether the inputs suit rows
+    whose warps specialise; else those are passed over. config: in the place of the table's rows. Pure; the results
+    are remembered.
 
     A scan is sequential, so one program walks its whole sequence, and scans * batch * heads * ceil(value_dim /
     block_e) programs may leave multiprocessors idle. S segments make S times the programs of an S-th of the
@@ -158,15 +178,12 @@ def plan(
 
         t_m * (L + mean w), at least t_m * L + 0.9 * t_1 * max w
 
-    and several take t_m * (L + mean w) * (full rounds + a part for the last), m being all that fit, and 7 % more
-    where those are segments. Over the table's rows for these dims and over S, with at least 256 tokens a segment,
-    the cheapest wins.
+    and several take t_m * (L + mean w) * (full rounds + a part for the last), m being all that fit. Over the table's
+    rows for these dims and over S, with at least 256 tokens a segment, the cheapest wins.
     """
     best: tuple[float, Plan] | None = None
-    rows = (
-        scan_configs(architecture, element_size=element_size, key_dim=key_dim) if config is None else [config]
-    )
-    for row in rows:
+    rows = scan_configs(architecture, element_size=element_size, key_dim=key_dim)
+    for row in [row for row in rows if specialised or not row.specialised] if config is None else [config]:
         chosen = fitted(
             row,
             key_dim=key_dim,
@@ -174,6 +191,9 @@ def plan(
             element_size=element_size,
             shared_memory=shared_memory,
         )
+        sharing = _SHARED_READS if chosen.specialised and scans > 1 else 1.0
+        chunk_us = tuple(us * sharing for us in chosen.chunk_us or (1.0,) * chosen.programs)
+        start = _DESCRIBED_US if chosen.specialised else 0.0
         programs = scans * batch * heads * -(-value_dim // chosen.block_e)
         chunks = -(-seq_len // chosen.block_c)
         most = max(1, min(MAX_SEGMENTS, seq_len // MIN_TOKENS_PER_SEGMENT))
@@ -183,18 +203,18 @@ def plan(
             us = _cost_us(
                 programs=programs * segments,
                 multiprocessors=multiprocessors,
-                chunk_us=chosen.chunk_us or (1.0,) * chosen.programs,
+                chunk_us=chunk_us,
                 length=length,
                 extra=[
                     _extra_chunks(tokens / chosen.block_c, length=length, segments=segments)
                     for tokens in remembered
                 ],
             )
+            us += start
             if segments > 1:
-                one_round = programs * segments <= chosen.programs * multiprocessors
-                us = us * (1.0 if one_round else _MORE_ROUNDS) + _SEGMENTED_US
+                us += _SEGMENTED_US
                 if not all(walks(tokens, length=length * chosen.block_c) for tokens in remembered):
-                    us += _FIRST_PASS_US
+                    us += _FIRST_PASS_US + start
             if best is None or us < best[0]:
                 found = Plan(
                     block_c=chosen.block_c,
@@ -203,6 +223,7 @@ def plan(
                     num_warps=chosen.num_warps,
                     num_stages=chosen.num_stages,
                     max_registers=chosen.max_registers,
+                    specialised=chosen.specialised,
                 )
                 best = us, found
     assert best is not None

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ import triton.language as tl
 from attnbench.kernels import _host
 from attnbench.kernels._plan import (
     Plan,
-    next_power_of_two,
+    padded_key_dim,
     passes_states,
     plan,
     remembered_tokens,
@@ -30,7 +31,7 @@ from attnbench.kernels._plan import (
 )
 from attnbench.kernels._tiles import first_row, load_tile, pick, pick_strides, row_offsets, zero_accumulator
 
-__all__ = ["NO_HINTS", "REACH", "Hints", "Scan", "run_scans"]
+__all__ = ["NO_HINTS", "REACH", "Hints", "Scan", "can_specialise", "run_scans"]
 
 # A token whose weight fell to e^-REACH is left out: 2^-25 is below the rounding of the fp32 state that it would be
 # added to; 16-bit outputs are rounded at 2^-9 and 2^-12, seven bits above what they leave out.
@@ -316,11 +317,16 @@ class _ScanTraits(NamedTuple):
     reverse: bool
 
 
+# The leading arguments that are q, k, v and the output of each scan in turn.
+_Operands = Callable[[Sequence[torch.Tensor]], tuple[Any, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Passes:
     """The launches of some scans, in order, and the shape of the states between them."""
 
     passes: tuple[_host.Launch, ...]
+    operands: _Operands
     states: tuple[int, ...] | None
 
 
@@ -365,12 +371,10 @@ def _run_together(
     states = None
     if prepared.states is not None:
         states = torch.empty(prepared.states, dtype=torch.float32, device=first.q.device)
+    operands = prepared.operands([x for scan in scans for x in (scan.q, scan.k, scan.v, scan.out)])
     for run in prepared.passes:
         run(
-            tuple([scan.q for scan in scans]),
-            tuple([scan.k for scan in scans]),
-            tuple([scan.v for scan in scans]),
-            tuple([scan.out for scan in scans]),
+            *operands,
             slopes,
             None if first.initial is None else tuple([scan.initial for scan in scans]),
             None if first.final is None else tuple([scan.final for scan in scans]),
@@ -398,10 +402,6 @@ def _prepare(
     segments = triton.cdiv(seq_len, length)
     programs = triton.cdiv(value_dim, plan.block_e) * len(scans) * batch * heads
     constants: dict[str, Any] = {
-        "stride_q": _strides([scan.q for scan in scans], dims=3),
-        "stride_k": _strides([scan.k for scan in scans], dims=3),
-        "stride_v": _strides([scan.v for scan in scans], dims=3),
-        "stride_o": _strides([scan.out for scan in scans], dims=3),
         "stride_initial": None
         if first.initial is None
         else _strides([scan.initial for scan in scans], dims=4),
@@ -415,35 +415,87 @@ def _prepare(
         "D": key_dim,
         "E": value_dim,
         "BLOCK_C": plan.block_c,
-        "BLOCK_D": next_power_of_two(key_dim),
+        "BLOCK_D": padded_key_dim(key_dim, specialised=plan.specialised),
         "BLOCK_E": plan.block_e,
-        "DTYPE": _host.operand_dtype(first.q.dtype),
-        "INDEX": _host.index_dtype(plan.block_c, *(x for scan in scans for x in scan[:4])),
-        "SAME_ROWS": all(scan.q.strides[2] == scan.k.strides[2] for scan in scans),
         "SCANS": len(scans),
         "SEGMENTED": segments > 1,
         "num_warps": plan.num_warps,
-        "num_stages": plan.num_stages,
         "maxnreg": plan.max_registers,
     }
+    kernel, operands, own = (_specialised if plan.specialised else _portable)(scans, plan)
 
     def launch(*, segments: int, write_output: bool) -> _host.Launch:
-        chosen = {**constants, "segments": segments, "WRITE_OUTPUT": write_output}
-        return _host.Launch(lightning2_scan_kernel, (programs * segments,), chosen)
+        chosen = {**constants, **own, "segments": segments, "WRITE_OUTPUT": write_output}
+        return _host.Launch(kernel, (programs * segments,), chosen)
 
     last = launch(segments=segments, write_output=True)
     if not passes_states(plan, seq_len=seq_len, remembered=None if values is None else remembered):
-        return _Passes(passes=(last,), states=None)
+        return _Passes(passes=(last,), operands=operands, states=None)
     return _Passes(
         passes=(launch(segments=segments - 1, write_output=False), last),
+        operands=operands,
         states=(segments - 1, len(scans), batch, heads, value_dim, key_dim),
     )
+
+
+def _portable(scans: Sequence[_ScanTraits], plan: Plan) -> tuple[Any, _Operands, dict[str, Any]]:
+    """This module's kernel, how it takes tensors, and its own constants."""
+    constants = {
+        "stride_q": _strides([scan.q for scan in scans], dims=3),
+        "stride_k": _strides([scan.k for scan in scans], dims=3),
+        "stride_v": _strides([scan.v for scan in scans], dims=3),
+        "stride_o": _strides([scan.out for scan in scans], dims=3),
+        "DTYPE": _host.operand_dtype(scans[0].q.dtype),
+        "INDEX": _host.index_dtype(plan.block_c, *(x for scan in scans for x in scan[:4])),
+        "SAME_ROWS": all(scan.q.strides[2] == scan.k.strides[2] for scan in scans),
+        "num_stages": plan.num_stages,
+    }
+    return lightning2_scan_kernel, _by_role, constants
+
+
+def _by_role(tensors: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """All q, all k, all v, all outputs."""
+    return tuple(tuple(tensors[role::4]) for role in range(4))
+
+
+def _specialised(scans: Sequence[_ScanTraits], plan: Plan) -> tuple[Any, _Operands, dict[str, Any]]:
+    """The same of the kernel whose warps specialise."""
+    hopper = _hopper()
+    assert hopper is not None
+    operands = hopper.operands(
+        [x for scan in scans for x in scan[:4]],
+        block_c=plan.block_c,
+        block_d=padded_key_dim(scans[0].q.shape[-1], specialised=True),
+        block_e=plan.block_e,
+    )
+    constants = {
+        "stride_o": _strides([scan.out for scan in scans], dims=3),
+        "STAGES": plan.num_stages,
+        "REGISTERS": hopper.REGISTERS[plan.block_e // hopper.COLUMNS],
+    }
+    return hopper.lightning2_scan_hopper_kernel, operands, constants
+
+
+@functools.cache
+def _hopper() -> ModuleType | None:
+    """The module of the kernel whose warps specialise, where Triton knows its language as of 3.6."""
+    try:
+        from attnbench.kernels import _hopper as found
+    except ImportError:
+        return None
+    return found
+
+
+def can_specialise() -> bool:
+    """Whether plans may have warps that specialise, for tensors as torch allocates them."""
+    return _hopper() is not None
 
 
 def _plan_for(scans: Sequence[_ScanTraits], *, remembered: tuple[float, ...]) -> Plan:
     """The plan for one launch of these scans on their device."""
     q, v = scans[0].q, scans[0].v
     limits = _host.limits(q.device)
+    hopper = _hopper()
     batch, heads, seq_len, key_dim = q.shape
     return plan(
         scans=len(scans),
@@ -457,6 +509,7 @@ def _plan_for(scans: Sequence[_ScanTraits], *, remembered: tuple[float, ...]) ->
         multiprocessors=limits.multiprocessors,
         shared_memory=limits.shared_memory,
         architecture=limits.architecture,
+        specialised=hopper is not None and all(hopper.describable(x) for scan in scans for x in scan[:4]),
     )
 
 

@@ -114,6 +114,8 @@ def expect_step(case: Case, *, calls: DecodeCalls, semantics: Semantics, device:
     per_head = sum(t.numel() for t in i.kept) // (case.batch * case.kv_heads)
     pairs = _spread(case.batch * case.kv_heads, count=_BUDGET[device.type] // per_head).to(device)
     batch, kv_head = pairs // case.kv_heads, pairs % case.kv_heads
+    if semantics.step_oracle is None:
+        raise NotImplementedError(f"no decode is defined for {semantics.name}")
     reference = semantics.step_oracle(
         _grouped(i.q, case=case)[batch, kv_head],
         i.k[batch, kv_head],
@@ -206,6 +208,12 @@ def _errors(
     def of_keys(tensor: Tensor) -> Tensor:
         return i.by_heads(tensor.detach())[batch, kv_head]
 
+    def of_parameter(value: Tensor | int, *, along: str) -> Tensor | int:
+        if not isinstance(value, Tensor):
+            return value
+        return value[query_head] if along == "heads" else of_keys(value).repeat_interleave(group, dim=0)
+
+    places = {p.name: p.along for p in semantics.parameters}
     reference: Reference = semantics.oracle(
         of_queries(i.q),
         of_keys(i.k).repeat_interleave(group, dim=0),
@@ -214,6 +222,7 @@ def _errors(
         slopes=None if i.slopes is None else i.slopes[query_head],
         scale=i.scale,
         causal=i.causal,
+        **{name: of_parameter(value, along=places.get(name, "")) for name, value in i.parameters.items()},
     )
     errors: dict[str, float] = {}
     for name, tensor in got.items():

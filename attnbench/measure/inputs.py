@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from attnbench.case import Case, Workload
 from attnbench.registry import Layout, Provider
-from attnbench.semantics import KEPT, TORCH_DTYPES, Semantics, state_deviation
+from attnbench.semantics import KEPT, TORCH_DTYPES, Parameter, Semantics, state_deviation
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -19,6 +19,9 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a mechanism is given: q, k, v and do in its native layout, slopes fp32 [H] or None, the scale.
+
+    `parameters` are what the semantics names besides: tensors along the tokens, in the same layout, or along the
+    heads, [H, ...]; and whole numbers such as a window.
 
     Of a decode, q, k: [B, H, D] and v: [B, H, E] are the new token, and `kept` is what is kept of its context, as
     `attnbench.registry` describes it.
@@ -33,11 +36,12 @@ class Inputs:
     causal: bool
     layout: Layout
     kept: tuple[Tensor, ...] = ()
+    parameters: Mapping[str, Tensor | int] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        given = (self.q, self.k, self.v, self.do, self.slopes, *self.kept)
-        return tuple(t for t in given if t is not None)
+        given = (self.q, self.k, self.v, self.do, self.slopes, *self.kept, *self.parameters.values())
+        return tuple(t for t in given if isinstance(t, Tensor))
 
     def by_heads(self, tensor: Tensor) -> Tensor:
         """A view as [B, H, N, ...], whatever the layout."""
@@ -53,53 +57,120 @@ def build(case: Case, *, semantics: Semantics, layout: Layout, device: torch.dev
     deviation that so many random tokens give (`semantics.state_deviation`), or caches of random normal rows. The
     caches' last row, the new token's, is NaN: a step that does not write it shows.
     """
-    generator = torch.Generator(device=device).manual_seed(seed + zlib.crc32(case.case_id.encode()))
-    dtype = TORCH_DTYPES[case.dtype]
-    needs_grad = case.workload.has_backward
+    slopes = semantics.slopes(case.heads)
+    drawing = _Drawing(
+        case=case,
+        semantics=semantics,
+        layout=layout,
+        slopes=None if slopes is None else slopes.to(device),
+        generator=_generator(case, device=device, seed=seed),
+    )
+    return drawing.step() if case.workload is Workload.DECODE else drawing.sequences()
 
-    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
-    def sequence(heads: int, width: int) -> Tensor:
-        rows = (heads, case.seq_len) if layout == "BHND" else (case.seq_len, heads)
-        return random(case.batch, *rows, width)
+def refill(inputs: Inputs, *, case: Case, semantics: Semantics, seed: int) -> None:
+    """Other values in the same memory, drawn as `build` draws them.
 
-    def normal(heads: int, width: int, *, requires_grad: bool) -> Tensor:
-        return sequence(heads, width).requires_grad_(requires_grad)
+    A mechanism that answers with what it found for earlier values, by shape or by address, is wrong from then on.
+    """
+    drawing = _Drawing(
+        case=case,
+        semantics=semantics,
+        layout=inputs.layout,
+        slopes=inputs.slopes,
+        generator=_generator(case, device=inputs.q.device, seed=seed),
+    )
+    with torch.no_grad():
+        for tensor in (inputs.q, inputs.k, inputs.v, inputs.do):
+            if tensor is not None:
+                tensor.normal_(generator=drawing.generator)
+        for parameter in semantics.parameters:
+            old = inputs.parameters.get(parameter.name)
+            if isinstance(old, Tensor):
+                old.copy_(drawing.parameter(parameter))
+        for tensor, name in zip(
+            inputs.kept, KEPT[semantics.kept], strict=False
+        ):  # nothing is kept but in a decode
+            tensor.copy_(drawing.state() if name == "state" else drawing.cache(tensor.shape[-1]))
 
-    def state() -> Tensor:
-        deviation = state_deviation(case.seq_len - 1, slopes=slopes, heads=case.heads)
-        entries = random(case.batch, case.heads, case.head_dim, case.value_dim, dtype=torch.float32)
+
+def _generator(case: Case, *, device: torch.device, seed: int) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(seed + zlib.crc32(case.case_id.encode()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """Draws the inputs of one case, one tensor after the other from one generator."""
+
+    case: Case
+    semantics: Semantics
+    layout: Layout
+    slopes: Tensor | None
+    generator: torch.Generator
+
+    def sequences(self) -> Inputs:
+        """Whole sequences, and their gradient where the workload has a backward."""
+        case = self.case
+        needs_grad = case.workload.has_backward
+        return Inputs(
+            q=self._sequence(case.heads, case.head_dim).requires_grad_(needs_grad),
+            k=self._sequence(case.kv_heads, case.head_dim).requires_grad_(needs_grad),
+            v=self._sequence(case.kv_heads, case.value_dim).requires_grad_(needs_grad),
+            do=self._sequence(case.heads, case.value_dim) if needs_grad else None,
+            slopes=self.slopes,
+            scale=self.semantics.scale(case.head_dim),
+            causal=case.causal,
+            layout=self.layout,
+            parameters={
+                **{p.name: self.parameter(p) for p in self.semantics.parameters},
+                **self.semantics.options(case),
+            },
+        )
+
+    def step(self) -> Inputs:
+        """The new token of each sequence, and what is kept of its context."""
+        case = self.case
+        return Inputs(
+            q=self._normal(case.batch, case.heads, case.head_dim),
+            k=self._normal(case.batch, case.kv_heads, case.head_dim),
+            v=self._normal(case.batch, case.kv_heads, case.value_dim),
+            do=None,
+            slopes=self.slopes,
+            scale=self.semantics.scale(case.head_dim),
+            causal=case.causal,
+            layout=self.layout,
+            kept=(self.state(),)
+            if self.semantics.kept == "state"
+            else (self.cache(case.head_dim), self.cache(case.value_dim)),
+        )
+
+    def _normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        kind = TORCH_DTYPES[self.case.dtype] if dtype is None else dtype
+        return torch.randn(shape, dtype=kind, device=self.generator.device, generator=self.generator)
+
+    def _sequence(self, heads: int, *width: int) -> Tensor:
+        rows = (heads, self.case.seq_len) if self.layout == "BHND" else (self.case.seq_len, heads)
+        return self._normal(self.case.batch, *rows, *width)
+
+    def parameter(self, parameter: Parameter) -> Tensor:
+        """One tensor of `Inputs.parameters`."""
+        shape = parameter.shape(self.case)
+        if parameter.along == "tokens":
+            return parameter.values(self._sequence(self.case.kv_heads, *shape))
+        return parameter.values(self._normal(self.case.heads, *shape, dtype=torch.float32))
+
+    def state(self) -> Tensor:
+        """fp32 [B, H, D, E], as the tokens before the new one leave it."""
+        case = self.case
+        deviation = state_deviation(case.seq_len - 1, slopes=self.slopes, heads=case.heads)
+        entries = self._normal(case.batch, case.heads, case.head_dim, case.value_dim, dtype=torch.float32)
         return entries.mul_(deviation.to(entries)[:, None, None])
 
-    def cache(width: int) -> Tensor:
-        rows = sequence(case.kv_heads, width)
-        rows.select(2 if layout == "BHND" else 1, -1).fill_(float("nan"))
+    def cache(self, width: int) -> Tensor:
+        """Keys or values of all tokens, the last row NaN."""
+        rows = self._sequence(self.case.kv_heads, width)
+        rows.select(2 if self.layout == "BHND" else 1, -1).fill_(float("nan"))
         return rows
-
-    slopes = semantics.slopes(case.heads)
-    if case.workload is Workload.DECODE:
-        return Inputs(
-            q=random(case.batch, case.heads, case.head_dim),
-            k=random(case.batch, case.kv_heads, case.head_dim),
-            v=random(case.batch, case.kv_heads, case.value_dim),
-            do=None,
-            slopes=None if slopes is None else slopes.to(device),
-            scale=semantics.scale(case.head_dim),
-            causal=case.causal,
-            layout=layout,
-            kept=(state(),) if semantics.kept == "state" else (cache(case.head_dim), cache(case.value_dim)),
-        )
-    return Inputs(
-        q=normal(case.heads, case.head_dim, requires_grad=needs_grad),
-        k=normal(case.kv_heads, case.head_dim, requires_grad=needs_grad),
-        v=normal(case.kv_heads, case.value_dim, requires_grad=needs_grad),
-        do=normal(case.heads, case.value_dim, requires_grad=False) if needs_grad else None,
-        slopes=None if slopes is None else slopes.to(device),
-        scale=semantics.scale(case.head_dim),
-        causal=case.causal,
-        layout=layout,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +183,7 @@ class Calls:
     def forward(self) -> Tensor:
         """o in the native layout, with a graph if the inputs require gradients."""
         i = self.inputs
-        return self.target(i.q, i.k, i.v, slopes=i.slopes, scale=i.scale, causal=i.causal)
+        return self.target(i.q, i.k, i.v, slopes=i.slopes, scale=i.scale, causal=i.causal, **i.parameters)
 
     def inference(self) -> Tensor:
         """o, nothing kept for a backward."""

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from attnbench.case import Cache, Case, Launch, Measurement, Protocol, Status, Timing, Workload
-from attnbench.measure.accuracy import expect_step, judge, judge_step, poison_outputs
+from attnbench.measure.accuracy import Verdict, expect_step, judge, judge_step, poison_outputs
 from attnbench.measure.ceilings import Ceilings
 from attnbench.measure.clock import Call, Clock, Phases, open_clock, timestamp
 from attnbench.measure.environment import device_name
-from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare
+from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare, refill
 from attnbench.measure.memory import memory_pass
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
 from attnbench.measure.telemetry import Recorder, nvml_handle
 from attnbench.measure.trace import kernel_names, missing_kernel
 from attnbench.registry import Mechanism, Provider, find, load_target, support
-from attnbench.semantics import SEMANTICS, minimal_bytes, step_bytes, step_flops, useful_flops
+from attnbench.semantics import SEMANTICS, Semantics
 
 _HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
@@ -113,11 +113,15 @@ class _Bench:
     def case(self) -> Case:
         return self.blank.case
 
+    @property
+    def semantics(self) -> Semantics:
+        return SEMANTICS[self.mechanism.semantics]
+
     def prepare(self) -> AnyCalls:
         return prepare(
             self.case,
             provider=self.provider,
-            semantics=SEMANTICS[self.mechanism.semantics],
+            semantics=self.semantics,
             device=self.device,
             seed=self.protocol.seed,
         )
@@ -129,8 +133,26 @@ class _Bench:
         return self._first_call(calls, clock=open_clock(device=self.device, cache=Cache.HOT))
 
     def _first_call(self, calls: AnyCalls, *, clock: Clock) -> Measurement:
-        """The first call, timed by itself, and the verdict on what it put out."""
-        case, device, semantics = self.case, self.device, SEMANTICS[self.mechanism.semantics]
+        """The first call, timed by itself, and the verdicts on it and on one with other values in the same memory."""
+        first_call_ms, verdict = self._checked(calls, clock=clock)
+        fault = verdict.fault
+        if fault is None:
+            with self.phases("build"):
+                refill(calls.inputs, case=self.case, semantics=self.semantics, seed=self.protocol.seed + 1)
+            _, again = self._checked(calls, clock=clock)
+            if again.fault is not None:
+                fault = f"right once, but a second call with other values is not: {again.fault}"
+        return replace(
+            self.blank,
+            status=Status.OK if fault is None else Status.INCORRECT,
+            reason=fault,
+            first_call_ms=first_call_ms,
+            accuracy=verdict.accuracy,
+        )
+
+    def _checked(self, calls: AnyCalls, *, clock: Clock) -> tuple[float, Verdict]:
+        """One call from the start, in milliseconds, and the verdict on what it put out."""
+        case, device, semantics = self.case, self.device, self.semantics
         with self.phases("verify"):
             if isinstance(calls, DecodeCalls):  # before the step, which changes its own inputs
                 expected = expect_step(case, calls=calls, semantics=semantics, device=device)
@@ -138,19 +160,13 @@ class _Bench:
             poison_outputs(case, calls=calls, device=device)
         got: dict[str, Tensor] = {}
         with self.phases("first-call"):
-            first_call_ms = clock.once(lambda: got.update(calls.outputs()))
+            call_ms = clock.once(lambda: got.update(calls.outputs()))
         with self.phases("verify"):
             if isinstance(calls, DecodeCalls):
                 verdict = judge_step(case, got=got, calls=calls, expected=expected)
             else:
                 verdict = judge(case, got=got, calls=calls, semantics=semantics, device=device)
-        return replace(
-            self.blank,
-            status=Status.OK if verdict.fault is None else Status.INCORRECT,
-            reason=verdict.fault,
-            first_call_ms=first_call_ms,
-            accuracy=verdict.accuracy,
-        )
+        return call_ms, verdict
 
     def measured(self, *, ceilings: Ceilings | None) -> Measurement:
         """The whole way: build, first call, verify, warm up, sample, trace, memory."""
@@ -204,8 +220,8 @@ class _Bench:
         return None if config is None else json.dumps(config, sort_keys=True)
 
     def _state_bytes(self) -> int | None:
-        """A quadratic mechanism carries no state, a decode's is an input; of the others only the provider knows."""
-        if self.mechanism.cost == "N^2" or self.case.workload is Workload.DECODE:
+        """Where keys and values are kept there is no state, a decode's is an input; else only the provider knows."""
+        if self.mechanism.cost != "N" or self.case.workload is Workload.DECODE:
             return 0
         states: int | None = self._asked(self.provider.state_bytes)
         return states
@@ -229,12 +245,8 @@ def _launched(call: Call, *, launch: Launch) -> Call:
 
 
 def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, Any]:
-    flops: float
-    if case.workload is Workload.DECODE:
-        kept = SEMANTICS[mechanism.semantics].kept
-        flops, moved = step_flops(case, kept=kept), step_bytes(case, kept=kept)
-    else:
-        flops, moved = useful_flops(case, cost=mechanism.cost), minimal_bytes(case)
+    semantics = SEMANTICS[mechanism.semantics]
+    flops, moved = semantics.flops(case, cost=mechanism.cost), semantics.moved_bytes(case)
     seconds = timing.median_ms * 1e-3
     bound = None if ceilings is None else ceilings.bound_ms(case, flops=flops, moved_bytes=moved)
     return {

@@ -10,6 +10,8 @@
     batch = [4]                     # or tokens = "1M": constant tokens, batch = tokens / seq_len
     value_dim = [128]               # optional; default: the same as head_dim
     kv_heads = [4]                  # optional; default: the same as heads
+    window = ["1k"]                 # optional, for mechanisms with a window; default: theirs
+    causal = [true, false]          # optional; default: true
 
     [protocol]                      # optional: fields of attnbench.case.Protocol
     limit_s = 10
@@ -55,11 +57,9 @@ from pydantic import (
 
 from attnbench.case import DTYPES, Case, Protocol, Workload
 from attnbench.errors import UserError, nearest
-from attnbench.registry import mechanisms
-from attnbench.sweeps.source import Places, Where, open_sweep, preset_names
-from attnbench.sweeps.values import parse_names, parse_size, parse_sizes, shown
-
-__all__ = ["Axes", "Device", "Overrides", "Sweep", "load", "preset_names"]
+from attnbench.sweeps.defaults import value_dim_of, windows_of
+from attnbench.sweeps.files import Places, Where, open_sweep
+from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_size, parse_sizes, shown
 
 Device = Literal["cuda", "cpu"]
 Shape = tuple[int, int, int, int]  # batch, heads, seq_len, head_dim
@@ -73,7 +73,8 @@ SHAPE_KEYS = ("batch", "tokens", "heads", "seq_len", "head_dim")
 class Axes:
     """What varies: `shapes`, or seq_len, heads, head_dim and one of batch and tokens.
 
-    () and None: not given. value_dim and kv_heads are then the same as head_dim and heads.
+    () and None: not given. kv_heads are then as many as heads, and value_dim and window what the mechanism's
+    semantics has by itself: mostly head_dim, and none.
     """
 
     mechanism: tuple[str, ...]
@@ -86,6 +87,8 @@ class Axes:
     head_dim: tuple[int, ...] = ()
     value_dim: tuple[int, ...] = ()
     kv_heads: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    causal: tuple[bool, ...] = ()
     shapes: tuple[Shape, ...] = ()
 
 
@@ -106,6 +109,8 @@ class Overrides:
     head_dim: Given = None
     value_dim: Given = None
     kv_heads: Given = None
+    window: Given = None
+    causal: bool | None = None
     protocol: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -123,9 +128,10 @@ class Sweep:
     def cases(self) -> tuple[Case, ...]:
         """The cases in the order of measurement, shape by shape, so that mechanisms are timed side by side.
 
-        Outermost first: dtype, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
-        mechanism. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape. Further
-        grids follow, without cases that were there before.
+        Outermost first: dtype, causal, head_dim, value_dim, heads, kv_heads, batch, seq_len (ascending), workload,
+        mechanism, window. A list of shapes keeps its own order, with value_dim and kv_heads inside each shape. Of
+        several windows a mechanism without one has one case. Further grids follow, without cases that were there
+        before.
         """
         return tuple(dict.fromkeys(case for axes in (self.axes, *self.also) for case in _cases(axes)))
 
@@ -212,12 +218,20 @@ def _size(value: object, info: ValidationInfo) -> int:
 
 
 def _mechanisms(value: object, info: ValidationInfo) -> tuple[str, ...]:
-    return parse_names(value, kind="mechanism", choices=mechanisms(), axis=_place(info))
+    return parse_mechanisms(value, axis=_place(info))
 
 
 def _workloads(value: object, info: ValidationInfo) -> tuple[Workload, ...]:
     names = parse_names(value, kind="workload", choices=[str(w) for w in Workload], axis=_place(info))
     return tuple(Workload(name) for name in names)
+
+
+def _booleans(value: object, info: ValidationInfo) -> tuple[bool, ...]:
+    given = value if isinstance(value, list) else [value]
+    for each in given or [value]:
+        if not isinstance(each, bool):
+            raise UserError(f"{_place(info)}: expected true or false, got {shown(each)}")
+    return tuple(dict.fromkeys(given))
 
 
 def _dtypes(value: object, info: ValidationInfo) -> tuple[str, ...]:
@@ -260,6 +274,8 @@ class _Table(BaseModel):
     head_dim: Sizes = ()
     value_dim: Sizes = ()
     kv_heads: Sizes = ()
+    window: Sizes = ()
+    causal: Annotated[tuple[bool, ...], BeforeValidator(_booleans)] = ()
     shapes: Annotated[tuple[Shape, ...], BeforeValidator(_shape_list)] = ()
     protocol: dict[str, Any] = {}
 
@@ -410,6 +426,8 @@ def _consistent(axes: Axes, *, label: str) -> None:
         for kv_heads in axes.kv_heads:
             if heads % kv_heads:
                 raise UserError(f"{label}: heads {heads} is not a multiple of kv_heads {kv_heads}")
+    if axes.window and all(case.window is None for case in _cases(axes)):
+        raise UserError(f"{label}: a window is given, and none of {', '.join(axes.mechanism)} has one")
 
 
 def _feasible(protocol: Protocol, *, label: str) -> None:
@@ -422,20 +440,23 @@ def _feasible(protocol: Protocol, *, label: str) -> None:
 
 
 def _cases(axes: Axes) -> Iterator[Case]:
-    for dtype in axes.dtype:
+    for dtype, causal in itertools.product(axes.dtype, axes.causal or (True,)):
         for (batch, heads, seq_len, head_dim), value_dim, kv_heads in _shapes(axes):
             for workload, mechanism in itertools.product(axes.workload, axes.mechanism):
-                yield Case(
-                    mechanism=mechanism,
-                    workload=workload,
-                    batch=batch,
-                    heads=heads,
-                    seq_len=seq_len,
-                    head_dim=head_dim,
-                    dtype=dtype,
-                    kv_heads=kv_heads,
-                    value_dim=value_dim,
-                )
+                for window in windows_of(mechanism, asked=axes.window):
+                    yield Case(
+                        mechanism=mechanism,
+                        workload=workload,
+                        batch=batch,
+                        heads=heads,
+                        seq_len=seq_len,
+                        head_dim=head_dim,
+                        dtype=dtype,
+                        kv_heads=kv_heads,
+                        value_dim=value_dim or value_dim_of(mechanism, head_dim=head_dim),
+                        causal=causal,
+                        window=window,
+                    )
 
 
 def _axes_dict(axes: Axes) -> dict[str, Any]:

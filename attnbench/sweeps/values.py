@@ -7,6 +7,8 @@ from collections.abc import Collection
 from fractions import Fraction
 
 from attnbench.errors import UserError, nearest
+from attnbench.mechanism_files import names_a_file, remember
+from attnbench.registry import find, mechanisms
 
 FACTORS = {"": 1, "k": 1024, "m": 1024 * 1024}
 LARGEST = 2**31 - 1
@@ -69,14 +71,45 @@ def parse_names(
     """
     axis = axis or kind
     names: dict[str, None] = {}
-    for item in _items(value, axis=axis):
-        name = item.strip() if isinstance(item, str) else ""
-        if not name:
-            raise UserError(f"{axis}: expected the name of a {kind}, got {shown(item)}")
+    for name in _texts(value, kind=kind, axis=axis):
         if name not in choices:
             raise UserError(f"{axis}: unknown {kind} {shown(name)}; {nearest(name, choices)}")
         names[name] = None
     return tuple(names)
+
+
+def parse_mechanisms(value: object, *, axis: str = "mechanism") -> tuple[str, ...]:
+    """Names of mechanisms: registered ones, `name@distribution`, or `path/to/file.py:name`, which is registered here.
+
+    Raises UserError as `parse_names` does, and for a file that does not hold what is asked of it.
+    """
+    names: dict[str, None] = {}
+    for name in _texts(value, kind="mechanism", axis=axis):
+        if names_a_file(name):
+            try:
+                names[remember(name, taken=mechanisms()).name] = None
+            except UserError as error:
+                raise UserError(f"{axis}: {error}") from error
+            mechanisms.cache_clear()
+        elif "@" in name:
+            (plain,) = parse_names(name.partition("@")[0], kind="mechanism", choices=mechanisms(), axis=axis)
+            try:
+                names[find(f"{plain}@{name.partition('@')[2]}").name] = None
+            except UserError as error:
+                raise UserError(f"{axis}: {error}") from error
+        else:
+            names |= dict.fromkeys(parse_names(name, kind="mechanism", choices=mechanisms(), axis=axis))
+    return tuple(names)
+
+
+def _texts(value: object, *, kind: str, axis: str) -> list[str]:
+    texts = []
+    for item in _items(value, axis=axis):
+        text = item.strip() if isinstance(item, str) else ""
+        if not text:
+            raise UserError(f"{axis}: expected the name of a {kind}, got {shown(item)}")
+        texts.append(text)
+    return texts
 
 
 def _items(value: object, *, axis: str) -> list[object]:

@@ -118,6 +118,17 @@ def _guessed(config: Config, *, like: Config) -> Config:
 def _grid(row: Row) -> Iterator[Config]:
     narrow = row.element_size == 2
     warps = (4, 8)
+    if row.specialised:
+        for width, stages in itertools.product((64, 128), (2, 3, 4, 5)):
+            yield ScanConfig(
+                specialised=True,
+                block_c=64,
+                block_e=width,
+                num_warps=4,
+                num_stages=stages,
+                programs=row.programs,
+            )
+        return
     if row.kernel == "lightning2":
         chunks, widths = ((16, 32, 64, 128), (32, 64, 128)) if narrow else ((16, 32), (32, 64))
         depths = (2, 3, 4, 5) if narrow else (1, 2, 3)
@@ -141,7 +152,7 @@ def _grid(row: Row) -> Iterator[Config]:
 
 def _distance(config: Config, other: Config) -> float:
     """Doublings and halvings of sizes, and stages, between two configurations."""
-    others = ("num_stages", "programs", "chunk_us")
+    others = ("specialised", "num_stages", "programs", "chunk_us")
     sizes = [f.name for f in dataclasses.fields(config) if f.name not in others]
     steps = (abs(math.log2(getattr(config, name) / getattr(other, name))) for name in sizes)
     return abs(config.num_stages - other.num_stages) + sum(steps)

@@ -15,6 +15,7 @@ from attnbench.kernels._host import Limits
 from attnbench.measure.clock import now_s
 from attnbench.tuning.candidates import CHUNKS, Point, candidates, chunk_points, fitted
 from attnbench.tuning.choosing import Choice, Entry, Standing, choice, halve, next_in_line
+from attnbench.tuning.report import kind_in_words
 from attnbench.tuning.trial import Answer, Job, Timing, admission, perform, screening
 
 # Shares of the budget, of which each phase leaves to the next what it does not use: compiling is the slow part.
@@ -184,8 +185,7 @@ def _rank(
 
 
 def _row_name(row: Row) -> str:
-    programs = f", {row.programs} programs" if row.programs > 1 else ""
-    return f"{row.kernel} at {row.element_size} bytes, D {row.key_dim}{programs}"
+    return f"{row.kernel} at {row.element_size} bytes, D {row.key_dim}{kind_in_words(row)}"
 
 
 def _admit(rankings: Mapping[Row, Sequence[Entry]], *, jobs: Jobs, watch: _Watch) -> None:

@@ -15,15 +15,20 @@ from attnbench.tuning.choosing import Choice, Entry, Standing, gain
 _CONFIG_FIELDS = ("block_c", "block_m", "block_n", "block_e", "num_warps", "num_stages")
 _POINT_FIELDS = ("dtype", "head_dim", "batch", "heads", "seq_len")
 CSV_COLUMNS = (
-    "kernel", "element_size", "key_dim", "programs", *_CONFIG_FIELDS, "current", "standing", "reason", *_POINT_FIELDS,
-    "samples", "median_ms",
+    "kernel", "element_size", "key_dim", "programs", "specialised", *_CONFIG_FIELDS, "current", "standing", "reason",
+    *_POINT_FIELDS, "samples", "median_ms",
 )  # fmt: skip
 
 
 def row_in_words(row: Row) -> str:
     """`lightning2, 2 bytes, D up to 128, 3 programs`; one program is not mentioned."""
-    programs = f", {row.programs} programs" if row.programs > 1 else ""
-    return f"{row.kernel}, {row.element_size} bytes, D up to {row.key_dim}{programs}"
+    return f"{row.kernel}, {row.element_size} bytes, D up to {row.key_dim}{kind_in_words(row)}"
+
+
+def kind_in_words(row: Row) -> str:
+    """What tells the rows for the same inputs apart: `, warps that specialise, 2 programs`."""
+    specialised = ", warps that specialise" if row.specialised else ""
+    return specialised + (f", {row.programs} programs" if row.programs > 1 else "")
 
 
 def config_in_words(config: Config) -> str:

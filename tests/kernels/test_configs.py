@@ -64,7 +64,8 @@ def rows_on_devices() -> list[Any]:
 
 
 def numbers(row: Row) -> str:
-    return f"{row.element_size}-{row.key_dim}-{row.programs}"
+    special = "-specialised" if row.specialised else ""
+    return f"{row.element_size}-{row.key_dim}-{row.programs}{special}"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -113,17 +114,23 @@ def test_the_values_found_on_an_h200() -> None:
         for size, dim in ((2, 64), (2, 96), (2, 128), (2, 256), (4, 256))
     }
     assert found == {
-        (2, 64): (config(block_c=64, block_e=64, num_stages=4, programs=2),),
+        (2, 64): (
+            config(block_c=64, block_e=64, num_stages=4, programs=2),
+            config(block_c=64, block_e=64, num_stages=3, programs=2, specialised=True),
+        ),
         (2, 96): found[2, 128],
-        # Two rows for one key dim, by programs.
+        # Rows for one key dim: by programs, and those whose warps specialise.
         (2, 128): (
             config(block_c=32, block_e=64, num_stages=5, programs=2),
             config(block_c=32, block_e=64, num_stages=3, programs=3),
+            config(block_c=64, block_e=128, num_stages=4, programs=1, specialised=True),
         ),
         (2, 256): (config(block_c=32, block_e=128, num_warps=8, num_stages=5, programs=1),),
         (4, 256): (config(block_c=16, block_e=32, num_stages=1, programs=1),),
     }
-    assert [c.max_registers for c in found[2, 128]] == [None, 168]
+    # Groups of warps that specialise count: two that keep states and the one that feeds them.
+    assert [c.max_registers for c in found[2, 128]] == [None, 168, 168]
+    assert [c.max_registers for c in found[2, 64]] == [None, 128]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +178,7 @@ def test_a_table_of_ones_own_replaces_the_packages(tmp_path: Path, monkeypatch: 
     mine = tmp_path / "mine.toml"
     mine.write_text(packaged("hopper").replace("block_c = 64", "block_c = 128"), encoding="utf-8")
     monkeypatch.setenv(VARIABLE, str(mine))
-    assert [c.block_c for c in scan_configs("hopper", element_size=2, key_dim=64)] == [128]
+    assert [c.block_c for c in scan_configs("hopper", element_size=2, key_dim=64)] == [128, 128]
     with pytest.raises(TableError, match=r"is for the architecture 'hopper', this device needs one for 'amp"):
         table("ampere")
 
@@ -197,20 +204,22 @@ def test_an_unreadable_table_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
         ("key_dim = 64", "key_dim = 96", "key_dim must be one of 64, 128, 256, got 96"),
         ("key_dim = 64", "key_dim = 128", "two rows for element_size 2, key_dim 128, programs 2"),
         (
-            "programs = 3, chunk_us = [0.9, 1.33, 1.7]",
-            "programs = 2, chunk_us = [0.9, 1.33]",
+            "programs = 3, chunk_us = [0.77, 1.41, 1.96]",
+            "programs = 2, chunk_us = [0.77, 1.41]",
             "has two rows for",
         ),
         ("programs = 2", "programs = 0", "row 1: programs must be from 1 to 8, got 0"),
+        ("specialised = false", "specialised = 0", "row 1: specialised must be true or false, got 0"),
+        ("programs = 1, chunk_us = [2.62]", "programs = 1, chunk_us = [2.62, 3.0]", "programs, got 2"),
         (", programs = 2", "", "row 1: expected exactly the fields .*, programs, chunk_us"),
-        ("[0.88, 1.78]", "[0.88]", r"row 1: chunk_us must have a time for each of 1 to 2 programs, got 1"),
-        ("[0.88, 1.78]", "[]", r"chunk_us must have a time for each of 1 to 2 programs, got 0"),
-        ("[0.88, 1.78]", "[0.88, 1.78, 2]", r"a time for each of 1 to 2 programs, got 3"),
-        ("[0.88, 1.78]", "[0.88, 0]", r"chunk_us must be a list of positive microseconds, got \[0.88, 0\]"),
-        ("[0.88, 1.78]", "[0.88, -1.0]", "row 1: chunk_us must be a list of positive microseconds"),
-        ("[0.88, 1.78]", "[0.88, nan]", "row 1: chunk_us must be a list of positive microseconds"),
-        ("[0.88, 1.78]", "[0.88, true]", "row 1: chunk_us must be a list of positive microseconds"),
-        ("[0.88, 1.78]", "0.88", "row 1: chunk_us must be a list of positive microseconds, got 0.88"),
+        ("[0.65, 1.77]", "[0.65]", r"row 1: chunk_us must have a time for each of 1 to 2 programs, got 1"),
+        ("[0.65, 1.77]", "[]", r"chunk_us must have a time for each of 1 to 2 programs, got 0"),
+        ("[0.65, 1.77]", "[0.65, 1.77, 2]", r"a time for each of 1 to 2 programs, got 3"),
+        ("[0.65, 1.77]", "[0.65, 0]", r"chunk_us must be a list of positive microseconds, got \[0.65, 0\]"),
+        ("[0.65, 1.77]", "[0.65, -1.0]", "row 1: chunk_us must be a list of positive microseconds"),
+        ("[0.65, 1.77]", "[0.65, nan]", "row 1: chunk_us must be a list of positive microseconds"),
+        ("[0.65, 1.77]", "[0.65, true]", "row 1: chunk_us must be a list of positive microseconds"),
+        ("[0.65, 1.77]", "0.65", "row 1: chunk_us must be a list of positive microseconds, got 0.65"),
         ("block_m = 128, block_n = 64", "block_m = 32, block_n = 64", "block_m must be at least block_n"),
         ("]", "", "not valid TOML"),
     ],
@@ -218,6 +227,35 @@ def test_an_unreadable_table_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_malformed_table_is_told_where(old: str, new: str, message: str) -> None:
     with pytest.raises(TableError, match=message):
         parse(packaged("hopper").replace(old, new, 1), source="t.toml")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "old", "named"),
+    [
+        ("ampere", "element_size = 2, key_dim = 64", "ampere, element_size 2, key_dim 64"),
+        ("hopper", "element_size = 4, key_dim = 64", "hopper, element_size 4, key_dim 64"),
+        ("hopper", "element_size = 2, key_dim = 256", "hopper, element_size 2, key_dim 256"),
+    ],
+)
+def test_warps_specialise_where_there_is_a_kernel_for_it(architecture: str, old: str, named: str) -> None:
+    text = packaged(architecture)
+    line = next(line for line in text.splitlines() if old in line and "block_m" not in line)
+    other = line.replace("specialised = false", "specialised = true")
+    with pytest.raises(
+        TableError, match=f"only hopper has a kernel whose warps specialise.*got one for {named}"
+    ):
+        parse(text.replace(line, f"{line}\n{other}"), source="t.toml")
+
+
+def test_a_table_needs_a_row_for_inputs_that_do_not_suit_warps_that_specialise() -> None:
+    text = packaged("hopper")
+    gone = [
+        line
+        for line in text.splitlines()
+        if "key_dim = 64, specialised = false" in line and "= 2, key" in line
+    ]
+    with pytest.raises(TableError, match="lightning2 has no row for element_size 2, key_dim 64"):
+        parse(text.replace(gone[0] + "\n", ""), source="t.toml")
 
 
 def test_a_missing_row_is_told() -> None:

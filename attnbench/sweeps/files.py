@@ -1,4 +1,4 @@
-"""The file of a sweep: found, read, and asked for the line of a key."""
+"""Sweep files: presets and files of one's own, found, read, and asked for the line of a key."""
 
 from __future__ import annotations
 

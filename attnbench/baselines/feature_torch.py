@@ -1,0 +1,60 @@
+"""Linear attention with feature maps: the maps of `feature_attention` over the chunked scan in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from attnbench.baselines import feature_attention
+from attnbench.baselines.lightning_torch import lightning2
+
+
+def linear_elu(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """1 + elu with its denominator. Shapes and errors as for `feature_attention.elu_attention`."""
+    return feature_attention.elu_attention(q, k, v, slopes=slopes, scale=scale, causal=causal, scan=_scan)
+
+
+def cosformer(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """cosFormer. Shapes and errors as for `feature_attention.cosformer_attention`."""
+    return feature_attention.cosformer_attention(
+        q, k, v, slopes=slopes, scale=scale, causal=causal, scan=_scan
+    )
+
+
+def performer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    causal: bool,
+    projection: Tensor,
+) -> Tensor:
+    """Performer with positive features. Shapes and errors as for `feature_attention.performer_attention`."""
+    return feature_attention.performer_attention(
+        q, k, v, slopes=slopes, scale=scale, causal=causal, projection=projection, scan=_scan
+    )
+
+
+def rfa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    causal: bool,
+    projection: Tensor,
+) -> Tensor:
+    """Random Feature Attention. Shapes and errors as for `feature_attention.random_feature_attention`."""
+    return feature_attention.random_feature_attention(
+        q, k, v, slopes=slopes, scale=scale, causal=causal, projection=projection, scan=_scan
+    )
+
+
+def _scan(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return lightning2(q, k, v, slopes=None, scale=1.0, causal=True)

@@ -1,0 +1,72 @@
+"""What `attnbench verify` checks of a mechanism: lengths, and the axes that its provider takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from attnbench import verification
+from attnbench.case import Case, Workload
+from attnbench.registry import Provider, find
+
+LENGTHS = (1, 65, 200, 2000)
+
+
+def _cases(mechanism: str, *, device: str = "cpu", seq_lens: tuple[int, ...] = LENGTHS) -> list[Case]:
+    return verification.cases(
+        mechanisms=[mechanism], dtypes=["fp32"], seq_lens=seq_lens, dims=[(16, 16)], device=device
+    )
+
+
+def test_a_causal_mechanism_is_checked_at_every_length() -> None:
+    cases = _cases("linear-elu")
+    assert [c.seq_len for c in cases] == list(LENGTHS)
+    assert all(c.causal and c.kv_heads == c.heads and c.window is None for c in cases)
+
+
+def test_what_a_provider_takes_besides_is_checked_at_one_length() -> None:
+    cases = _cases("sdpa-math")
+    others = [c for c in cases if c.kv_heads != c.heads or not c.causal]
+    assert [(c.seq_len, c.kv_heads, c.causal) for c in others] == [(200, 1, True), (200, 3, False)]
+    assert len(cases) == len(LENGTHS) + 2
+
+
+def test_a_decode_is_checked_without_them() -> None:
+    cases = _cases("sdpa")
+    assert Counter(c.workload for c in cases) == {
+        Workload.FWD_BWD: len(LENGTHS) + 2,
+        Workload.DECODE: len(LENGTHS),
+    }
+    assert {(c.kv_heads, c.causal) for c in cases if c.workload is Workload.DECODE} == {(3, True)}
+
+
+def test_windows_are_narrow_and_wide() -> None:
+    cases = _cases("streaming-llm")
+    assert {c.window for c in cases if c.seq_len != 200} == {verification.WINDOW}
+    assert [c.window for c in cases if c.seq_len == 200] == [37, 37, *verification.OTHER_WINDOWS]
+    assert all(c.causal for c in cases)
+
+
+def test_where_every_shape_is_compiled_few_are_asked() -> None:
+    provider = find("flex").provider_for("cuda")
+    assert isinstance(provider, Provider)
+    assert provider.compiles_each_shape
+    assert [c.seq_len for c in _cases("flex", device="cuda") if c.causal and c.kv_heads == 3] == [65]
+    assert {c.seq_len for c in _cases("flex", device="cuda", seq_lens=(1, 2))} == {1, 2}  # if asked for
+
+
+def test_an_absent_mechanism_is_asked_once_a_length() -> None:
+    assert len(_cases("sdpa-cudnn", device="cpu")) == len(LENGTHS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for the mechanisms of a machine without a GPU")
+@pytest.mark.parametrize("mechanism", ["retnet", "sdpa", "streaming-llm"])
+def test_the_other_axes_are_right(mechanism: str) -> None:
+    from attnbench.case import Protocol, Status
+    from attnbench.measure.runner import measure
+
+    for case in _cases(mechanism, seq_lens=(33,)):
+        row = measure(case, protocol=Protocol(), device=torch.device("cpu"), ceilings=None, verify_only=True)
+        assert row.status is Status.OK, (case.case_id, row.reason)
