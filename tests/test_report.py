@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -227,6 +228,18 @@ def test_decode_has_a_chart_of_its_own_beside_other_workloads(tmp_path: Path) ->
     keys = [[c["key"] for c in json.loads(p.scripts["data"])["charts"]] for p in (alone, beside)]
     assert "step_ms" not in keys[0]
     assert "step_ms" in keys[1]
+
+
+def test_windows_of_a_mechanism_are_lines_of_their_own(tmp_path: Path) -> None:
+    cases = [
+        measured(dataclasses.replace(each.case, window=window))
+        for each in grid(["lightning2"], workloads=("fwd",))
+        for window in (64, 128)
+    ]
+    data = json.loads(reported(written(tmp_path / "run.parquet", cases)).scripts["data"])
+    assert {look["name"] for look in data["mechanisms"]} == {"lightning2 W64", "lightning2 W128"}
+    assert set(values(data, "line")) == {"lightning2 W64", "lightning2 W128"}
+    assert values(data, "window") == [each.case.window for each in cases]
 
 
 def test_energy_per_token_is_that_of_the_row(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from attnbench.case import Workload
-from attnbench.curves import Group, groups_of_rows
+from attnbench.curves import Group, groups_of_rows, line_names
 from attnbench.pages import in_order
 from attnbench.report.looks import look
 from attnbench.shapes import labels_of_shapes, lists_shapes
@@ -24,7 +24,7 @@ _NAMES = (
 _OF_CASE = ("case_id", "mechanism", "workload", "dtype")
 _LISTS = ("kernels", "throttle")
 _NUMBERS = (
-    *("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim"),
+    *("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim", "window"),
     *("median_ms", "p10_ms", "p90_ms", "ci_low_ms", "ci_high_ms", "first_call_ms"),
     *("tokens_per_s", "tflops", "gbps", "roofline"),
     *("input_bytes", "output_bytes", "saved_bytes", "state_bytes", "workspace_bytes", "peak_bytes"),
@@ -114,6 +114,7 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     numbers = {name: _number_column(frame[name]) for name in _NUMBERS} | derived | {"started_s": seconds}
     texts = {name: [_text(value) for value in frame[name]] for name in _NAMES}
     texts |= {name: [_list_text(value) for value in frame[name]] for name in _LISTS}
+    texts["line"] = list(line_names(frame))
     texts["shape_id"] = [_shape_id(row) for row in frame[list(_OF_CASE)].to_dict("records")]
     selectors, chosen = _selectors(frame, groups_of_rows(frame), listed=listed)
     texts |= chosen
@@ -129,7 +130,7 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
         "texts": {
             name: _coded(column) for name, column in texts.items() if any(v is not None for v in column)
         },
-        "mechanisms": [look(name) for name in in_order(str(m) for m in frame["mechanism"])],
+        "mechanisms": [look(name) for name in in_order(line_names(frame))],
         "workloads": {
             name: workload_title(name) for name in sorted({str(name) for name in frame["workload"]})
         },

@@ -90,7 +90,7 @@ const changed = () => listeners.forEach((listener) => listener());
 const matches = (i, keys = Object.keys(state.chosen)) =>
   keys.every((key) => state.chosen[key] === null || text(key, i) === state.chosen[key] || (key === "by_device" && text(key, i) === null));
 
-const isShown = (i) => matches(i) && !state.hidden.has(text("mechanism", i));
+const isShown = (i) => matches(i) && !state.hidden.has(text("line", i));
 
 // The first choice is the first in order under which something was measured.
 (function chooseSomething() {
