@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from attnbench.case import Status
-from attnbench.curves import length_label
+from attnbench.curves import length_label, line_names
 from attnbench.errors import UserError
 from attnbench.pages import (
     DPI,
@@ -109,6 +109,7 @@ def _points(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a case: mechanism, workload, dtype, seq_len, intensity (FLOP/byte) and rate (TFLOP/s)."""
     timed = frame[(frame["status"] == Status.OK) & (frame["gbps"] > 0) & (frame["tflops"] > 0)]
     rates = timed[_CASE].assign(
+        mechanism=line_names(timed),
         rate=timed["tflops"].astype(float),
         intensity=timed["tflops"].astype(float) * 1e3 / timed["gbps"].astype(float),
     )

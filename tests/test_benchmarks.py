@@ -184,7 +184,7 @@ def _nothing(document: Document) -> None:
         (_no_part, r"it was not written by attnbench's own suite \(pytest benchmarks/"),
         (
             _newer,
-            r"it has rows of schema version 99, expected 1: import it with the attnbench that measured it",
+            rf"it has rows of schema version 99, expected {store.SCHEMA_VERSION}: import it with the attnbench that",
         ),
         (_no_samples, r"it was saved without its samples: use --benchmark-json=FILE"),
         (_nan, r"has a sample that is no duration in seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -229,6 +230,18 @@ def test_decode_has_a_chart_of_its_own_beside_other_workloads(tmp_path: Path) ->
     assert "step_ms" in keys[1]
 
 
+def test_windows_of_a_mechanism_are_lines_of_their_own(tmp_path: Path) -> None:
+    cases = [
+        measured(dataclasses.replace(each.case, window=window))
+        for each in grid(["lightning2"], workloads=("fwd",))
+        for window in (64, 128)
+    ]
+    data = json.loads(reported(written(tmp_path / "run.parquet", cases)).scripts["data"])
+    assert {look["name"] for look in data["mechanisms"]} == {"lightning2 W64", "lightning2 W128"}
+    assert set(values(data, "line")) == {"lightning2 W64", "lightning2 W128"}
+    assert values(data, "window") == [each.case.window for each in cases]
+
+
 def test_energy_per_token_is_that_of_the_row(tmp_path: Path) -> None:
     """0.25 J for a call of 2 x 128 tokens: 976.56 J for a million."""
     path = written(tmp_path / "run.parquet", grid(["lightning2"], lengths=(128,), workloads=("fwd",)))
@@ -280,11 +293,11 @@ def test_contrast_is_that_of_the_standard() -> None:
 
 
 def test_names_of_cases_can_be_told_from_their_parts(tmp_path: Path) -> None:
-    """The page has no column of names: it makes them up from sizes, with unusual ones."""
+    """The page has no column of names: it puts them together, with what is unusual in a shape."""
     odd = Case(
         mechanism="m", workload=Workload.FWD, batch=1, heads=4, kv_heads=2, seq_len=7, head_dim=16, value_dim=32,
         dtype="fp16", causal=False,
     )  # fmt: skip
     data = json.loads(reported(written(tmp_path / "run.parquet", [measured(odd)])).scripts["data"])
-    assert data["causal"] == [0]
-    assert [values(data, name) for name in ("kv_heads", "value_dim", "dtype")] == [[2], [32], ["fp16"]]
+    parts = [values(data, name)[0] for name in ("mechanism", "workload", "shape_id", "dtype")]
+    assert ".".join(parts) == odd.case_id

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from attnbench.case import Workload
-from attnbench.curves import Group, groups_of_rows
+from attnbench.curves import Group, groups_of_rows, line_names
 from attnbench.pages import in_order
 from attnbench.report.looks import look
 from attnbench.shapes import labels_of_shapes, lists_shapes
@@ -21,9 +21,10 @@ _NAMES = (
     *("run_id", "mechanism", "semantics", "provider", "workload", "dtype", "device"),
     *("status", "reason", "config"),
 )
+_OF_CASE = ("case_id", "mechanism", "workload", "dtype")
 _LISTS = ("kernels", "throttle")
 _NUMBERS = (
-    *("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim"),
+    *("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim", "window"),
     *("median_ms", "p10_ms", "p90_ms", "ci_low_ms", "ci_high_ms", "first_call_ms"),
     *("tokens_per_s", "tflops", "gbps", "roofline"),
     *("input_bytes", "output_bytes", "saved_bytes", "state_bytes", "workspace_bytes", "peak_bytes"),
@@ -113,6 +114,8 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     numbers = {name: _number_column(frame[name]) for name in _NUMBERS} | derived | {"started_s": seconds}
     texts = {name: [_text(value) for value in frame[name]] for name in _NAMES}
     texts |= {name: [_list_text(value) for value in frame[name]] for name in _LISTS}
+    texts["line"] = list(line_names(frame))
+    texts["shape_id"] = [_shape_id(row) for row in frame[list(_OF_CASE)].to_dict("records")]
     selectors, chosen = _selectors(frame, groups_of_rows(frame), listed=listed)
     texts |= chosen
     if listed:
@@ -123,12 +126,11 @@ def document(frame: pd.DataFrame, *, tolerances: Mapping[str, float]) -> dict[st
     return {
         "rows": len(frame),
         "begun": begun,
-        "causal": [None if pd.isna(value) else int(value) for value in frame["causal"]],
         "numbers": {name: column for name, column in numbers.items() if any(v is not None for v in column)},
         "texts": {
             name: _coded(column) for name, column in texts.items() if any(v is not None for v in column)
         },
-        "mechanisms": [look(name) for name in in_order(str(m) for m in frame["mechanism"])],
+        "mechanisms": [look(name) for name in in_order(line_names(frame))],
         "workloads": {
             name: workload_title(name) for name in sorted({str(name) for name in frame["workload"]})
         },
@@ -157,6 +159,12 @@ def _derived(frame: pd.DataFrame) -> dict[str, list[float | None]]:
         "joules_per_mtok": _number_column(frame["energy_j"].astype(float) / tokens * 1e6),
         "step_ms": _number_column(frame["median_ms"].astype(float).where(decode)),
     }
+
+
+def _shape_id(row: Mapping[Any, Any]) -> str:
+    """What a case's name says beside mechanism, workload and dtype; few rows have one of their own."""
+    name = str(row["case_id"]).removeprefix(f"{row['mechanism']}.{row['workload']}.")
+    return name.removesuffix(f".{row['dtype']}")
 
 
 def _since_first(frame: pd.DataFrame) -> tuple[str | None, list[float | None]]:

@@ -36,7 +36,7 @@ class Chart {
     return ROWS.filter(
       (i) =>
         matches(i, keys) &&
-        !state.hidden.has(text("mechanism", i)) &&
+        !state.hidden.has(text("line", i)) &&
         (!this.spec.only || text("workload", i) === this.spec.only),
     );
   }
@@ -60,7 +60,7 @@ class Chart {
       this.empty.textContent = "Nothing was measured under this choice.";
       return;
     }
-    const strip = [...LOOKS.keys()].filter((name) => gaps.some((i) => text("mechanism", i) === name));
+    const strip = [...LOOKS.keys()].filter((name) => gaps.some((i) => text("line", i) === name));
     const width = state.paper ? PAPER : Math.max(280, this.host.clientWidth || 640);
     const stripHeight = strip.length ? strip.length * STRIP_ROW + 6 : 0;
     const height = HEIGHT + stripHeight + (this.categorical ? 12 : 0);
@@ -146,11 +146,11 @@ class Chart {
     this.references(good, across, up, box);
     // Where lines coincide, the thick one shows beneath the thin ones, and a full line between dashes.
     const layer = (name) => (LOOKS.get(name).width > 2 ? 0 : LOOKS.get(name).dash.length ? 2 : 1);
-    const names = [...LOOKS.keys()].filter((name) => good.some((i) => text("mechanism", i) === name)).reverse();
+    const names = [...LOOKS.keys()].filter((name) => good.some((i) => text("line", i) === name)).reverse();
     names.sort((a, b) => layer(a) - layer(b));
     for (const name of names) {
       const look = LOOKS.get(name);
-      const mine = good.filter((i) => text("mechanism", i) === name);
+      const mine = good.filter((i) => text("line", i) === name);
       const group = element("g", { "data-mechanism": name });
       if (!this.categorical && this.spec.x === "seq_len" && mine.length > 1) {
         const path = medians(mine, x, (i) => number(this.spec.key, i)).map(([a, b]) => `${across.at(a)},${up.at(b)}`);
@@ -209,7 +209,7 @@ class Chart {
         element("rect", { x: box.left, y: y - 5, width: box.right - box.left, height: STRIP_ROW - 2, class: "strip" }),
         element("text", { x: box.left - 7, y: y + 6, class: "tick end" }, name),
       );
-      for (const i of gaps.filter((i) => text("mechanism", i) === name)) {
+      for (const i of gaps.filter((i) => text("line", i) === name)) {
         const cx = across.at(x(i)), cy = y + 2;
         this.svg.append(element("text", { x: cx, y: cy + 4, class: "gap", style: `fill:${colour(name)}`, "data-row": i }, MARKS[text("status", i)] ?? "?"));
         this.points.push({ i, cx, cy, name });

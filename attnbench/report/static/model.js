@@ -13,14 +13,7 @@ function text(name, i) {
   return at < 0 ? null : column.values[at];
 }
 
-function caseId(i) {
-  const n = (name) => number(name, i);
-  const kv = n("kv_heads") !== n("heads") ? `-KV${n("kv_heads")}` : "";
-  const value = n("value_dim") !== n("head_dim") ? `-E${n("value_dim")}` : "";
-  const full = DOC.causal[i] === 0 ? "-full" : "";
-  const shape = `B${n("batch")}-H${n("heads")}${kv}-N${n("seq_len")}-D${n("head_dim")}${value}${full}`;
-  return `${text("mechanism", i)}.${text("workload", i)}.${shape}.${text("dtype", i)}`;
-}
+const caseId = (i) => ["mechanism", "workload", "shape_id", "dtype"].map((name) => text(name, i)).join(".");
 
 function startedAt(i) {
   const seconds = number("started_s", i);
@@ -97,7 +90,7 @@ const changed = () => listeners.forEach((listener) => listener());
 const matches = (i, keys = Object.keys(state.chosen)) =>
   keys.every((key) => state.chosen[key] === null || text(key, i) === state.chosen[key] || (key === "by_device" && text(key, i) === null));
 
-const isShown = (i) => matches(i) && !state.hidden.has(text("mechanism", i));
+const isShown = (i) => matches(i) && !state.hidden.has(text("line", i));
 
 // The first choice is the first in order under which something was measured.
 (function chooseSomething() {

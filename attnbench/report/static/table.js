@@ -2,7 +2,7 @@
 
 const COLUMNS = [
   ["status", "status", (i) => text("status", i)],
-  ["mechanism", "mechanism", (i) => text("mechanism", i)],
+  ["mechanism", "mechanism", (i) => text("line", i)],
   ["workload", "workload", (i) => text("workload", i)],
   ["batch", "batch", (i) => number("batch", i), say.count],
   ["heads", "heads", (i) => number("heads", i), say.count],
@@ -28,6 +28,7 @@ function halfWidth(i) {
 const FIELDS = [
   ["Case", [
     ["case", caseId], ["run", (i) => text("run_id", i)], ["semantics", (i) => text("semantics", i)],
+    ["window", unit("window", (v) => `${say.count(v)} tokens`)],
     ["provider", (i) => text("provider", i)], ["device", (i) => text("device", i)], ["started", startedAt],
     ["status", (i) => text("status", i)], ["reason", (i) => text("reason", i)],
   ]],
