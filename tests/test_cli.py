@@ -592,7 +592,7 @@ def test_ctrl_c_on_a_terminal_and_the_command_that_it_prints(
     running.wait_for(r"\.fp32: [\d.]+ ms, ")
     time.sleep(0.2)
     running.press(b"\x03")
-    count, folder, line = _stopped(running.end(within_s=2.0))
+    count, folder, line = _stopped(running.end(within_s=5.0))  # a busy machine is slow to give a turn
     assert running.worker_is_gone()
 
     before = _frozen(tmp_path / folder)
