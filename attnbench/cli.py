@@ -16,8 +16,10 @@ from attnbench.gate.commands import bisect, check, noise
 from attnbench.options import (
     AllowDifferent,
     DeviceOption,
+    DrawnRuns,
     Dtypes,
     Explain,
+    FigureFolder,
     Format,
     Json,
     Mechanisms,
@@ -255,13 +257,8 @@ def _figures_beside(run: Path) -> Path:
 
 @app.command(epilog=_example("attnbench plot runs/quick-20260101-120000 -o figures"))
 def plot(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
-    ] = None,
+    runs: DrawnRuns,
+    out: FigureFolder = None,
     json_: Json = False,
 ) -> None:
     """Draw tokens/s, time and peak memory against sequence length, as PNG and SVG, and say what they show.
@@ -287,13 +284,8 @@ def plot(
 
 @app.command(epilog=_example("attnbench roofline runs/kernels-20260101-120000 -o figures"))
 def roofline(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
-    ] = None,
+    runs: DrawnRuns,
+    out: FigureFolder = None,
     json_: Json = False,
 ) -> None:
     """Draw FLOP rate against intensity under the ceilings measured in the same run, as PNG and SVG.

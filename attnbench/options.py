@@ -33,6 +33,13 @@ Mechanisms = Annotated[
         "repeat or separate by commas.",
     ),
 ]
+DrawnRuns = Annotated[
+    list[Path], typer.Argument(help="Run folders or Parquet files; several are drawn together.")
+]
+FigureFolder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for the figures; default: figures beside the first run."),
+]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
 SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
 

@@ -46,39 +46,44 @@ def _feature_maps(target: str, *, max_head_dim: int = 256) -> tuple[Provider, ..
     )
 
 
+def _ours(*, told_by: str) -> tuple[Provider, ...]:
+    """Lightning Attention-2's kernels and its PyTorch form; `told_by` says under which decay a launch is described."""
+    return (
+        Provider(
+            target="attnbench.baselines.lightning_triton:lightning2",
+            distribution="triton",
+            variant="attnbench",
+            max_head_dim=256,
+            head_dim_multiple=16,
+            kernels=_SCAN,
+            state_bytes=f"attnbench.baselines.lightning_triton:{told_by}_state_bytes",
+            describe=f"attnbench.baselines.lightning_triton:{told_by}_config",
+            decode=Decode(
+                target="attnbench.baselines.lightning_triton:lightning2_decode",
+                kernels=r"^_?lightning_decode",
+            ),
+        ),
+        Provider(
+            target="attnbench.baselines.lightning_torch:lightning2",
+            distribution="torch",
+            variant="chunked",
+            devices=("cpu",),
+            state_bytes="attnbench.baselines.lightning_torch:lightning2_state_bytes",
+            describe="attnbench.baselines.lightning_torch:lightning2_config",
+            decode=Decode(
+                target="attnbench.baselines.lightning_torch:lightning2_decode", variant="recurrence"
+            ),
+        ),
+    )
+
+
 LINEAR: tuple[Mechanism, ...] = (
     Mechanism(
         name="lightning2",
         semantics="decay-linear",
         summary="Lightning Attention-2: left product inside a block, running state between blocks",
         cost="N",
-        providers=(
-            Provider(
-                target="attnbench.baselines.lightning_triton:lightning2",
-                distribution="triton",
-                variant="attnbench",
-                max_head_dim=256,
-                head_dim_multiple=16,
-                kernels=_SCAN,
-                state_bytes="attnbench.baselines.lightning_triton:lightning2_state_bytes",
-                describe="attnbench.baselines.lightning_triton:lightning2_config",
-                decode=Decode(
-                    target="attnbench.baselines.lightning_triton:lightning2_decode",
-                    kernels=r"^_?lightning_decode",
-                ),
-            ),
-            Provider(
-                target="attnbench.baselines.lightning_torch:lightning2",
-                distribution="torch",
-                variant="chunked",
-                devices=("cpu",),
-                state_bytes="attnbench.baselines.lightning_torch:lightning2_state_bytes",
-                describe="attnbench.baselines.lightning_torch:lightning2_config",
-                decode=Decode(
-                    target="attnbench.baselines.lightning_torch:lightning2_decode", variant="recurrence"
-                ),
-            ),
-        ),
+        providers=_ours(told_by="lightning2"),
     ),
     Mechanism(
         name="lightning2-paper",
@@ -213,33 +218,7 @@ LINEAR: tuple[Mechanism, ...] = (
         summary="RetNet's retention by our Lightning Attention-2 kernel: RetNet's decay, values twice as wide",
         cost="N",
         value_ratio=2,
-        providers=(
-            Provider(
-                target="attnbench.baselines.lightning_triton:lightning2",
-                distribution="triton",
-                variant="attnbench",
-                max_head_dim=256,
-                head_dim_multiple=16,
-                kernels=_SCAN,
-                state_bytes="attnbench.baselines.lightning_triton:retnet_state_bytes",
-                describe="attnbench.baselines.lightning_triton:retnet_config",
-                decode=Decode(
-                    target="attnbench.baselines.lightning_triton:lightning2_decode",
-                    kernels=r"^_?lightning_decode",
-                ),
-            ),
-            Provider(
-                target="attnbench.baselines.lightning_torch:lightning2",
-                distribution="torch",
-                variant="chunked",
-                devices=("cpu",),
-                state_bytes="attnbench.baselines.lightning_torch:lightning2_state_bytes",
-                describe="attnbench.baselines.lightning_torch:lightning2_config",
-                decode=Decode(
-                    target="attnbench.baselines.lightning_torch:lightning2_decode", variant="recurrence"
-                ),
-            ),
-        ),
+        providers=_ours(told_by="retnet"),
     ),
     Mechanism(
         name="fla-retention",
