@@ -23,7 +23,7 @@ from attnbench.cli import app
 from attnbench.errors import UserError
 from attnbench.pages import STYLES
 from attnbench.plots import plot_run
-from attnbench.report import command, looks
+from attnbench.report import command, looks, sections
 from attnbench.roofline_plots import plot_roofline
 from tests.reports import HOSTILE, RECORD, grid, measured, written
 
@@ -125,6 +125,23 @@ def test_two_thousand_rows_stay_below_a_million_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "run.parquet", cases)
     html = command.report([path], figures=False).html
     assert len(html.encode()) + command.FIGURE_BYTES < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("attnbench sweep quick -o /home/ada/runs/mine", "attnbench sweep quick -o …/mine"),
+        ("attnbench sweep my/grid.toml --out=/mnt/x/y", "attnbench sweep my/grid.toml --out=…/y"),
+        (
+            "CUDA_HOME /usr/local/cuda, TRITON_CACHE_DIR /mnt/ada/tc",
+            "CUDA_HOME …/cuda, TRITON_CACHE_DIR …/tc",
+        ),
+        ("protocol 1/2, runs/mine, /x", "protocol 1/2, runs/mine, /x"),
+    ],
+    ids=["folder", "option", "variables", "no path from the root"],
+)
+def test_a_page_that_is_handed_on_tells_no_folders(told: str, shown: str) -> None:
+    assert sections._shared(told) == shown
 
 
 def test_figures_are_the_files_of_the_command_line(tmp_path: Path) -> None:

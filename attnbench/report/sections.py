@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,7 @@ def _record(record: Mapping[str, Any]) -> str:
     return facts(
         {
             "started": record.get("created_at"),
-            "command": " ".join(["attnbench", *map(str, record.get("command") or ())]),
+            "command": _shared(" ".join(["attnbench", *map(str, record.get("command") or ())])),
             "device": environment.get("device"),
             "driver": gpu.get("driver"),
             "CUDA": environment.get("cuda"),
@@ -212,13 +213,18 @@ def _record(record: Mapping[str, Any]) -> str:
             "system": environment.get("system"),
             "python": environment.get("python"),
             "libraries": _pairs(versions),
-            "variables": _pairs(_part(environment, "variables")),
+            "variables": _shared(_pairs(_part(environment, "variables"))),
             "attnbench": record.get("attnbench"),
             "commit": f"{git['commit']}{dirty}" if git.get("commit") else None,
             "protocol": _pairs(_part(record, "protocol")),
             "wall time": time_text(effort["wall_s"] * 1e3) if effort.get("wall_s") else None,
         }
     )
+
+
+def _shared(text: str) -> str:
+    """A text for a page that is handed on: of a path from the root only its last name, as folders tell who measured."""
+    return re.sub(r"(?<![^\s=:,\"'])/(?:[^\s/=:,]+/)+(?=[^\s/])", "…/", text)
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
