@@ -1,7 +1,7 @@
 """Slow-downs of known size, planted in source text, to put a gate to the test.
 
 In a Triton kernel every program waits at its end for a share of the time that it took; in a Python function the caller
-does. Either way a shape's time grows by that share, whatever the shape, without calibration. What is planted is text and
+does. Either way a shape's time grows by that share, whatever the shape, without calibration. What is planted is text,
 no part of this program: it goes into trees of any revision and so may call nothing of the project's, its clock neither.
 """
 

@@ -26,6 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from attnbench.kernels._configs import GROUP_COLUMNS
 from attnbench.kernels._host import Traits
+from attnbench.kernels._tiles import pick, state_tile
 
 __all__ = [
     "COLUMNS",
@@ -42,24 +43,6 @@ COLUMNS = GROUP_COLUMNS
 REGISTERS = {1: (88,), 2: (208, 88)}
 DESCRIPTORS = 12  # of one launch at most: four tensors for each of three scans
 _ALIGNMENT = 16  # bytes: what the copy engine wants of addresses and strides
-
-
-@gluon.jit
-def _pick(options, i, COUNT: gl.constexpr):
-    """Option i of COUNT scalars or pointers; i is known to the running program only."""
-    x = options[0]
-    for other in gl.static_range(1, COUNT):
-        x = gl.where(i == other, options[other], x)
-    return x
-
-
-@gluon.jit
-def _state_tile(p_x, stride, i_scan, SCANS: gl.constexpr, i_b, i_h, o_d, o_e):
-    """Pointers to a tile of one scan's state [B, H, D, E], transposed: [COLUMNS, BLOCK_D]."""
-    p_x = _pick(p_x, i_scan, SCANS)
-    p_x += i_b * _pick(stride[0], i_scan, SCANS) + i_h * _pick(stride[1], i_scan, SCANS)
-    p_x += o_d.to(gl.int64)[None, :] * _pick(stride[2], i_scan, SCANS)
-    return p_x + o_e.to(gl.int64)[:, None] * _pick(stride[3], i_scan, SCANS)
 
 
 @gluon.jit
@@ -189,7 +172,7 @@ def _columns(
     b_s = (o_e[:, None] + o_d[None, :]).to(gl.float32) * scale_o * 0.0
     if WRITE_OUTPUT:
         if p_initial is not None:
-            p_tile = _state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
+            p_tile = state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
             b_s = gl.load(p_tile, mask=m_s & keeps_initial, other=0.0)
             b_s *= gl.where(reverse, 1.0, gl.exp(-slope))
         if p_segments is not None:
@@ -253,7 +236,7 @@ def _columns(
             slot, phase = _next(slot, phase, STAGES)
         if p_final is not None:  # noqa: SIM102 - as above
             if ends:
-                p_tile = _state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
+                p_tile = state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
                 gl.store(p_tile, b_s, mask=m_s)
         tma.store_wait(0)
         if i_n + C < 0:
@@ -263,9 +246,9 @@ def _columns(
             o_n = i_n + C + gl.arange(0, C, gl.SliceLayout(1, L_OUT))
             o_v = i_e + gl.arange(0, WIDTH, gl.SliceLayout(0, L_OUT))
             p_o, stride_o = output
-            p_o = _pick(p_o, i_scan, SCANS)
-            p_o += i_b * _pick(stride_o[0], i_scan, SCANS) + i_h * _pick(stride_o[1], i_scan, SCANS)
-            p_o += o_n.to(gl.int64)[:, None] * _pick(stride_o[2], i_scan, SCANS) + o_v[None, :]
+            p_o = pick(p_o, i_scan, SCANS)
+            p_o += i_b * pick(stride_o[0], i_scan, SCANS) + i_h * pick(stride_o[1], i_scan, SCANS)
+            p_o += o_n.to(gl.int64)[:, None] * pick(stride_o[2], i_scan, SCANS) + o_v[None, :]
             gl.store(
                 p_o, m_out.reshape((C, WIDTH)).load(L_OUT), mask=(o_n >= 0)[:, None] & (o_v < E)[None, :]
             )
@@ -335,9 +318,9 @@ def lightning2_scan_hopper_kernel(
     i_program //= segments
     i_b = i_program % B
     i_h = H - 1 - i_program // B
-    scale_o = _pick(scale_o, i_scan, SCANS)
-    scale_s = _pick(scale_s, i_scan, SCANS)
-    reverse = _pick(REVERSE, i_scan, SCANS)
+    scale_o = pick(scale_o, i_scan, SCANS)
+    scale_s = pick(scale_s, i_scan, SCANS)
+    reverse = pick(REVERSE, i_scan, SCANS)
     slope = gl.to_tensor(0.0)
     if p_slopes is not None:
         slope = gl.load(p_slopes + i_h)

@@ -29,7 +29,7 @@ from attnbench.kernels._plan import (
     remembered_tokens,
     segment_length,
 )
-from attnbench.kernels._tiles import first_row, load_tile, pick, pick_strides, row_offsets, zero_accumulator
+from attnbench.kernels._tiles import first_row, load_tile, pick, pick_strides, row_offsets, state_tile, zero_accumulator
 
 __all__ = ["NO_HINTS", "REACH", "Hints", "Scan", "can_specialise", "run_scans"]
 
@@ -40,15 +40,6 @@ REACH = {
     torch.float16: 19 * math.log(2.0),
     torch.bfloat16: 16 * math.log(2.0),
 }
-
-
-@triton.jit
-def _state_tile(p_x, stride, i_scan, SCANS: tl.constexpr, i_b, i_h, o_d, o_e):
-    """Pointers to a tile of one scan's state [B, H, D, E], transposed: [BLOCK_E, BLOCK_D]."""
-    p_x = pick(p_x, i_scan, SCANS)
-    p_x += i_b * pick(stride[0], i_scan, SCANS) + i_h * pick(stride[1], i_scan, SCANS)
-    p_x += o_d.to(tl.int64)[None, :] * pick(stride[2], i_scan, SCANS)
-    return p_x + o_e.to(tl.int64)[:, None] * pick(stride[3], i_scan, SCANS)
 
 
 @triton.jit
@@ -182,7 +173,7 @@ def lightning2_scan_kernel(
             earlier = tl.minimum(tl.ceil(remembered / segment_len).to(tl.int32), i_segment)  # segments
             m_x &= tl.where(forgets, state_chunks * BLOCK_C == i_start, earlier == i_segment)
         if p_initial is not None:
-            p_tile = _state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
+            p_tile = state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
             b_s = tl.load(p_tile, mask=m_x, other=0.0)
             b_s *= tl.where(reverse, 1.0, tl.exp(-slope))
         if p_segments is not None:
@@ -260,7 +251,7 @@ def lightning2_scan_kernel(
                 last = tl.where(reverse, tail, tail - 1)
                 b_column = tl.exp(-slope * tl.maximum(last - o_c, 0).to(tl.float32)) * scale_s  # [BLOCK_C]
                 b_s = _chunk_state(b_k, b_v, b_s, b_column, tl.exp(-slope * last.to(tl.float32)))
-                p_tile = _state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
+                p_tile = state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
                 tl.store(p_tile, b_s, mask=m_s)
 
 

@@ -22,6 +22,15 @@ def pick_strides(options, i, COUNT: tl.constexpr):
 
 
 @triton.jit
+def state_tile(p_x, stride, i_scan, SCANS: tl.constexpr, i_b, i_h, o_d, o_e):
+    """Pointers to a tile of one scan's state [B, H, D, E], transposed: as wide as o_d, as high as o_e."""
+    p_x = pick(p_x, i_scan, SCANS)
+    p_x += i_b * pick(stride[0], i_scan, SCANS) + i_h * pick(stride[1], i_scan, SCANS)
+    p_x += o_d.to(tl.int64)[None, :] * pick(stride[2], i_scan, SCANS)
+    return p_x + o_e.to(tl.int64)[:, None] * pick(stride[3], i_scan, SCANS)
+
+
+@triton.jit
 def first_row(p_x, stride, i_b, i_h, i_n, N, reverse):
     """Pointer to row i_n, in scan order, of one head; stride = (batch, head, token); i_b and i_h are
     int64."""
