@@ -117,8 +117,10 @@ def test_few_heads_are_cut_into_nearly_full_rounds(batch: int, heads: int) -> No
         assert rounds / math.ceil(rounds) >= 0.85
 
 
-def test_plans_are_near_the_best_that_was_timed_on_an_h200() -> None:
-    """The figures that DESIGN.md states, from the recorded search; the nearest segments stand for a plan's."""
+@pytest.mark.parametrize("specialised", [True, False], ids=["specialised", "portable"])
+def test_plans_are_near_the_best_that_was_timed_on_an_h200(specialised: bool) -> None:
+    """The figures that DESIGN.md states, from the recorded search; the nearest segments stand for a plan's. Plans for
+    inputs that suit the portable kernel alone are held to the best of its times."""
     root = Path(__file__).parents[2]
     times: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
     fields = ("specialised", "block_c", "block_e", "num_warps", "max_registers", "segments")
@@ -126,12 +128,14 @@ def test_plans_are_near_the_best_that_was_timed_on_an_h200() -> None:
         for row in csv.DictReader(file):
             shape = tuple(int(row[name]) for name in ("batch", "heads", "seq_len", "head_dim"))
             config = tuple(int(row[name] or 0) for name in fields)
+            if config[0] > specialised:
+                continue
             # Of the depths of a ring that were tried the best stands for the table's.
             found = times.setdefault((row["workload"], *shape), {})
             found[config] = min(float(row["median_ms"]), found.get(config, math.inf))
     losses = []
     for (workload, *sizes), found in times.items():
-        chosen = bf16_plan(*sizes, scans=1 if workload == "fwd" else 3, specialised=True)
+        chosen = bf16_plan(*sizes, scans=1 if workload == "fwd" else 3, specialised=specialised)
         tiles = (
             int(chosen.specialised),
             chosen.block_c,
@@ -143,11 +147,14 @@ def test_plans_are_near_the_best_that_was_timed_on_an_h200() -> None:
         nearest = min(own, key=lambda segments: abs(math.log(segments / chosen.segments)))
         assert abs(math.log(nearest / chosen.segments)) < 0.45
         losses.append(math.log(own[nearest] / min(found.values())))
-    assert (len(times), sum(map(len, times.values()))) == (52, 984)
+    assert (len(times), sum(map(len, times.values()))) == (52, 984 if specialised else 627)
     mean, worst = math.exp(statistics.fmean(losses)) - 1, math.exp(max(losses)) - 1
     design = " ".join((root / "DESIGN.md").read_text(encoding="utf-8").split())
-    assert f"takes {mean * 100:.1f} % more than the best" in design
-    assert f"and {worst * 100:.0f} % at worst" in design
+    kernels = "the best of them" if specialised else "the best of the portable kernel's"
+    assert (
+        f"takes {mean * 100:.1f} % more than {kernels} in the geometric mean, and {worst * 100:.0f} % at worst"
+        in design
+    )
 
 
 def test_a_plan_takes_little_of_the_hosts_time() -> None:
