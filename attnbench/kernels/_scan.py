@@ -29,7 +29,15 @@ from attnbench.kernels._plan import (
     remembered_tokens,
     segment_length,
 )
-from attnbench.kernels._tiles import first_row, load_tile, pick, pick_strides, row_offsets, state_tile, zero_accumulator
+from attnbench.kernels._tiles import (
+    first_row,
+    load_tile,
+    pick,
+    pick_strides,
+    row_offsets,
+    state_tile,
+    zero_accumulator,
+)
 
 __all__ = ["NO_HINTS", "REACH", "Hints", "Scan", "can_specialise", "run_scans"]
 
