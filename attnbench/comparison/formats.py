@@ -19,7 +19,17 @@ from attnbench.comparison import words
 from attnbench.comparison.found import Compared, Comparison
 from attnbench.comparison.verdicts import Verdict
 
-_LEFT = ("case", "mechanism", "workload", "shape", "verdict")
+_LEFT = (
+    "case",
+    "mechanism",
+    "workload",
+    "shape",
+    "verdict",
+    "kernel",
+    "operator",
+    "figure",
+    "waits most for",
+)
 _STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.SLOWER: "bold red",
