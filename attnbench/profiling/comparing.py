@@ -34,6 +34,18 @@ def _counted(name: str) -> Callable[[Profile], float | None]:
     return lambda profile: mean(profile.counters, name)
 
 
+def _of_longest(name: str) -> Callable[[Profile], float | None]:
+    """Of the kernel that takes most of a call: what its launches take of a multiprocessor."""
+
+    def read(profile: Profile) -> float | None:
+        line = profile.timeline
+        longest = line.kernels[0].name if line is not None and line.kernels else None
+        found = next((each for each in profile.resources if each.name == longest), None)
+        return None if found is None else getattr(found, name)
+
+    return read
+
+
 _FIGURES: tuple[_Figure, ...] = (
     ("time of a call", lambda p: p.time_us, words.us),
     ("kernels, added up", _of_line("kernels_us"), words.us),
@@ -54,6 +66,10 @@ _FIGURES: tuple[_Figure, ...] = (
     ("tensor pipes", _counted("tensor"), _share),
     ("issue slots", _counted("issue"), _share),
     ("achieved occupancy", _counted("occupancy"), _share),
+    ("longest kernel, registers", _of_longest("registers"), lambda value: f"{value:.0f}"),
+    ("spilled", _of_longest("spilled_bytes"), bytes_text),
+    ("shared memory", _of_longest("shared_bytes"), bytes_text),
+    ("occupancy", _of_longest("occupancy"), _share),
     ("peak memory", lambda p: None if p.memory is None else p.memory.peak_bytes, bytes_text),
 )
 _ROWS = 16
@@ -99,6 +115,9 @@ class Beside:
         for name, profile in zip(self.names, self.profiles, strict=True):
             why = profile.reason if profile.diagnosis is None else profile.diagnosis.sentence
             said.append(f"{name}: {why}.")
+        configs = [profile.config for profile in self.profiles]
+        if configs[0] != configs[1] and None not in configs:
+            said.append(f"They ran in different configurations: {configs[0]} and {configs[1]}.")
         devices = {profile.device for profile in self.profiles}
         if len(devices) > 1:
             said.append(f"They ran on different devices: {' and '.join(sorted(map(str, devices)))}.")

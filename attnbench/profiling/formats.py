@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnbench.case import Status
-from attnbench.comparison.formats import markdown_table
+from attnbench.comparison.formats import escaped, markdown_table
 from attnbench.profiling import words
 from attnbench.profiling.comparing import Beside
 from attnbench.profiling.found import Profile, as_dict
@@ -39,7 +39,7 @@ def markdown(profile: Profile) -> str:
     where = ", ".join(text for text in (profile.device, profile.provider) if text)
     if where:
         parts.append(f"{where}.")
-    parts.append(f"**{words.verdict(profile)}**")
+    parts.append(f"**{escaped(words.verdict(profile))}**")
     if profile.diagnosis is not None and profile.diagnosis.figures:
         parts.append(_list(profile.diagnosis.figures))
     if words.facts(profile):
@@ -62,8 +62,11 @@ def index(profiles: Sequence[tuple[str, Profile]]) -> str:
         bound = str(profile.status) if profile.diagnosis is None else str(profile.diagnosis.bound)
         rows.append((profile.label, time, deviation, bound))
     table = markdown_table(("case", "time", "its kernels' sum", "bound by"), rows)
-    pages = [f"[{profile.label}]({folder}/{PAGE}): {words.verdict(profile)}" for folder, profile in profiles]
-    return f"# Profiles\n\n{table}\n\n{_list(pages)}\n"
+    pages = [
+        f"- [{profile.label}]({folder}/{PAGE}): {escaped(words.verdict(profile))}"
+        for folder, profile in profiles
+    ]
+    return f"# Profiles\n\n{table}\n\n{chr(10).join(pages)}\n"
 
 
 def show_beside(found: Beside, console: Console) -> None:
@@ -115,7 +118,7 @@ def _markdown(grid: Grid) -> str:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {escaped(line)}" for line in lines)
 
 
 def _code(text: str) -> str:

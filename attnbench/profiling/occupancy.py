@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from attnbench.words import joined
+
 _WARP = 32
 _REGISTER_UNIT = 256  # registers are given to a warp in these portions
 _SHARED_RESERVED = 1024  # bytes that every program takes beside its own, as of compute capability 8.0
@@ -39,7 +41,7 @@ def multiprocessor_of(properties: Any) -> Multiprocessor:
 
 
 def programs_of(where: Multiprocessor, *, threads: int, registers: int, shared_bytes: int) -> tuple[int, str]:
-    """Programs that share a multiprocessor, and which resource lets no more in.
+    """Programs that share a multiprocessor, and which resources let no more in.
 
     threads, shared_bytes: of a program; registers: of a thread.
     """
@@ -51,9 +53,8 @@ def programs_of(where: Multiprocessor, *, threads: int, registers: int, shared_b
         "registers": where.registers // (of_a_warp * warps),
         "shared memory": where.shared_bytes // (_rounded(shared_bytes, _SHARED_UNIT) + _SHARED_RESERVED),
     }
-    # Of equals the one that a kernel's author can do something about.
-    limit = min(reversed(limits), key=lambda name: limits[name])
-    return limits[limit], limit
+    least = min(limits.values())
+    return least, joined([name for name, limit in limits.items() if limit == least])
 
 
 def occupancy_of(where: Multiprocessor, *, programs: int, threads: int) -> float:

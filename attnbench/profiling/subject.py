@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from attnbench.case import Cache, Case, Protocol, Status
+from attnbench.case import Cache, Case, Protocol, Status, Workload
 from attnbench.measure.ceilings import Ceilings, measure_ceilings
 from attnbench.measure.clock import Call, CudaClock, host_times, timestamp
 from attnbench.measure.environment import collect, device_name, pick_device
@@ -38,6 +38,7 @@ from attnbench.providers import Provider, load_target
 from attnbench.registry import find, support
 from attnbench.semantics import SEMANTICS, Semantics
 
+_CAP_S = 2.0  # of sampling: a profile needs a good median, and no interval for a comparison
 _LOAD_S = 0.4  # of calls before those that count: the clock under load is another than at rest
 _RECORD_S = 0.2
 _CALLS = (10, 300)
@@ -86,7 +87,7 @@ class Subject:
         """Check the output and take samples as a sweep does; False where the case does not get that far."""
         done = measure(
             self.case,
-            protocol=Protocol(seed=self.seed),
+            protocol=Protocol(seed=self.seed, cap_s=_CAP_S),
             device=self.device,
             ceilings=self.ceilings,
             timed_only=True,
@@ -181,7 +182,7 @@ class Subject:
 
     def _memory(self) -> None:
         provider, state = self._provider, None
-        if find(self.case.mechanism).cost != "N":
+        if find(self.case.mechanism).cost != "N" or self.case.workload is Workload.DECODE:
             state = 0
         elif provider.state_bytes is not None:
             state = load_target(provider.state_bytes)(self.case, self.device)
