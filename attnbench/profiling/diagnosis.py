@@ -49,6 +49,7 @@ class Evidence:
     tensor: Mapping[str, float] = field(default_factory=dict)
     arithmetic: float | None = None
     occupancy: float | None = None
+    waves: float | None = None  # of the longest kernel: its programs over those that run at once
     stalls: Mapping[str, float] = field(default_factory=dict)
     counted: bool = False
 
@@ -103,6 +104,7 @@ def evidence(profile: Profile) -> Evidence | None:
         tensor=tensor,
         arithmetic=mean(counters, "multiprocessor"),
         occupancy=mean(counters, "occupancy"),
+        waves=_waves(profile),
         stalls=stalls(counters),
         counted=bool(counters),
     )
@@ -114,6 +116,13 @@ def _longest(profile: Profile) -> tuple[str, float] | None:
     if profile.operators is not None and profile.operators.operators:
         return profile.operators.operators[0].name, profile.operators.operators[0].share
     return None
+
+
+def _waves(profile: Profile) -> float | None:
+    if profile.timeline is None or not profile.timeline.kernels:
+        return None
+    longest = profile.timeline.kernels[0].name
+    return max((each.waves for each in profile.resources if each.name == longest), default=None)
 
 
 def judge(found: Evidence) -> Diagnosis:
@@ -225,6 +234,8 @@ def _waiting(found: Evidence) -> tuple[Bound, str]:
     if found.stalls:
         (reason, waiting), total = next(iter(found.stalls.items())), sum(found.stalls.values())
         why = f"; warps wait most for {stall_name(reason)} ({waiting / total:.0%} of what they wait for)"
+    if found.waves is not None and found.waves < 1:
+        why += f"; the longest kernel's programs fill {found.waves:.0%} of the device"
     return Bound.LATENCY, (
         f"bound by latency: no unit is at {BUSY_SHARE:.0%} of its ceiling, memory at {memory:.0%} and matrix products "
         f"at {tensor:.0%}{why}"
@@ -246,6 +257,8 @@ def _figures(found: Evidence) -> list[str]:
         lines.append(f"busiest part of the multiprocessors: {found.arithmetic:.0%} of its peak")
     if found.occupancy is not None:
         lines.append(f"achieved occupancy {found.occupancy:.0%}")
+    if found.waves is not None:
+        lines.append(f"the longest kernel's programs fill the device {found.waves:.2f} times")
     total = sum(found.stalls.values())
     if total:
         shown = list(found.stalls.items())[:3]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attnbench.case import Status
 from attnbench.profiling.diagnosis import SUM_TOLERANCE, stall_name, traffic
@@ -189,10 +190,14 @@ def _set_up(profile: Profile) -> list[str]:
     if profile.config is None:
         return []
     chosen = json.loads(profile.config)
-    words = (
-        ", ".join(f"{name} {value}" for name, value in chosen.items()) if isinstance(chosen, dict) else chosen
+    return [f"Configuration: {_settings(chosen) if isinstance(chosen, dict) else chosen}."]
+
+
+def _settings(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} ({_settings(value)})" if isinstance(value, dict) else f"{name} {json.dumps(value)}"
+        for name, value in chosen.items()
     )
-    return [f"Configuration: {words}."]
 
 
 def _kernels(profile: Profile) -> Grid | None:
