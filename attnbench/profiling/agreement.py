@@ -54,7 +54,7 @@ def by_torch(work: Callable[[], object]) -> Totals:
 
 
 def by_proton(work: Callable[[], object]) -> Totals:
-    """Times of all kernels by Triton's Proton."""
+    """Times of all kernels by Triton's Proton. Raises ValueError when it wrote nothing."""
     import triton.profiler as proton
 
     with tempfile.TemporaryDirectory(prefix="attnbench-proton-") as folder:
@@ -66,6 +66,8 @@ def by_proton(work: Callable[[], object]) -> Totals:
         finally:
             proton.finalize()
         files = sorted(Path(folder).glob("work*"))
+        if not files:
+            raise ValueError("Proton wrote nothing")
         return hatchet_totals(json.loads(files[0].read_text(encoding="utf-8")))
 
 

@@ -118,6 +118,9 @@ class Beside:
         configs = [profile.config for profile in self.profiles]
         if configs[0] != configs[1] and None not in configs:
             said.append(f"They ran in different configurations: {configs[0]} and {configs[1]}.")
+        commits = [_commit(profile) for profile in self.profiles]
+        if commits[0] != commits[1] and None not in commits:
+            said.append(f"They are of different commits: {commits[0]} and {commits[1]}.")
         devices = {profile.device for profile in self.profiles}
         if len(devices) > 1:
             said.append(f"They ran on different devices: {' and '.join(sorted(map(str, devices)))}.")
@@ -185,6 +188,14 @@ def _named(names: tuple[str, str], profiles: tuple[Profile, Profile]) -> tuple[s
         workload = profiles[0].case.workload
         return f"{own[0]} {workload}", f"{own[1]} {workload}"
     return f"{own[0]} ({names[0]})", f"{own[1]} ({names[1]})"
+
+
+def _commit(profile: Profile) -> str | None:
+    """The commit whose code ran, shortened."""
+    git = (profile.environment or {}).get("git")
+    if not isinstance(git, dict) or not git.get("commit"):
+        return None
+    return f"{git['commit'][:10]}{', changed since' if git.get('dirty') else ''}"
 
 
 def _by_name(profile: Profile) -> dict[str, float]:

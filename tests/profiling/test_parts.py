@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attnbench.errors import UserError
+from attnbench.executors.lock import device_lock
 from attnbench.measure.timeline import Span, by_call
 from attnbench.profiling import agreement, counters, traces
 from attnbench.profiling.comparing import pair
@@ -267,6 +269,12 @@ def test_sides_are_paired_by_case_or_else_by_shape() -> None:
     assert found.names == ("lightning2 (before)", "lightning2 (after)")
     assert found.ratio == 0.5
     assert found.sentences()[0] == "lightning2 (after) takes 0.50× the time of lightning2 (before)."
+    code = {"git": {"commit": "0123456789abcdef", "dirty": False}}
+    older = {"git": {"commit": "fedcba9876543210", "dirty": True}}
+    (trees,) = pair(
+        [profile(time_us=1, environment=older)], [profile(time_us=1, environment=code)], names=("a", "b")
+    )
+    assert "They are of different commits: fedcba9876, changed since and 0123456789." in trees.sentences()
     other = as_dict(new)
     other["case"]["mechanism"] = "flash2"
     kinds = pair([base], [profile(time_us=100, case=type(CASE)(**other["case"]))], names=("a", "b"))
@@ -285,6 +293,22 @@ def test_proton_tells_what_has_a_time_and_nothing_below() -> None:
         node("ROOT", 9000, node("scope", None, node("scan", 4000)), node("fill", 3000), node("scan", 2000))
     ]
     assert agreement.hatchet_totals([*tree, {"CUDA": {"0": {"arch": "90"}}}]) == {"scan": 6.0, "fill": 3.0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_profilers_are_compared_on_a_gpu_only() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        agreement.main()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", agreement.PROFILERS)
+def test_a_profiler_tells_the_time_of_a_long_kernel(name: str) -> None:
+    """In a process of its own, as two profilers in one would quarrel over CUPTI."""
+    with device_lock("cuda") as lock:
+        (found,) = agreement._by(name, [CASE], samples=30, lock=lock).values()
+    assert "reason" not in found
+    assert found["kernels_us"] == pytest.approx(found["events_us"], rel=0.03)
 
 
 def test_the_table_of_profilers_tells_who_agrees_and_who_failed() -> None:
