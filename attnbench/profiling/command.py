@@ -12,6 +12,7 @@ from pathlib import Path
 from attnbench.case import DTYPES, Case, Status, Workload
 from attnbench.errors import UserError
 from attnbench.executors.lock import device_lock
+from attnbench.gate.telling import duration
 from attnbench.measure.clock import now_s
 from attnbench.profiling import counters, formats, found
 from attnbench.profiling.comparing import Beside, pair
@@ -98,11 +99,9 @@ def profile_all(wanted: Request, *, out: Path, tell: Tell) -> list[tuple[Path, P
     with device_lock(wanted.device) as lock:
         start = now_s()
         for number, (case, folder) in enumerate(zip(wanted.cases, folders, strict=True)):
-            left = (
-                ""
-                if not number
-                else f", about {(now_s() - start) / number * (len(folders) - number):.0f} s left"
-            )
+            left = ""
+            if number:
+                left = f", about {duration((now_s() - start) / number * (len(folders) - number))} left"
             tell(f"[{number + 1}/{len(folders)}{left}] {case.case_id}")
             done.append((folder, _profile(case, wanted, folder=folder, lock=lock, tell=tell)))
             write(done, out=out)  # each at once: what is killed later leaves it

@@ -59,7 +59,7 @@ def profile(
     ] = None,
     limit_s: Annotated[
         float, typer.Option("--limit-s", min=1.0, help="Seconds for each process; a case takes one or two.")
-    ] = 240.0,
+    ] = 300.0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")] = 0,
     out: Annotated[
         Path | None,
