@@ -190,7 +190,8 @@ def _profile(case: Case, wanted: Request, *, folder: Path, lock: int, tell: Tell
     request = folder / _REQUEST
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / found.FILE).unlink(missing_ok=True)
+        for earlier in (found.FILE, found.TRACE, counters.FILE, counters.LOG, _LOG):
+            (folder / earlier).unlink(missing_ok=True)
         content = {
             "case": case.as_dict(),
             "device": wanted.device,

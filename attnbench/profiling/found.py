@@ -17,6 +17,7 @@ from attnbench.errors import UserError
 
 VERSION = 1
 FILE = "profile.json"
+TRACE = "trace.json.gz"
 
 
 class Bound(StrEnum):

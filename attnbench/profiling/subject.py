@@ -31,7 +31,7 @@ from attnbench.measure.memory import memory_pass
 from attnbench.measure.runner import first_sentence, measure
 from attnbench.measure.timeline import NO_KERNEL, by_call, flush_name, recorded
 from attnbench.profiling import traces
-from attnbench.profiling.found import FILE, Profile, Timeline, Work, save
+from attnbench.profiling.found import FILE, TRACE, Profile, Timeline, Work, save
 from attnbench.profiling.occupancy import multiprocessor_of
 from attnbench.profiling.timelines import timeline
 from attnbench.providers import Provider, load_target
@@ -137,7 +137,7 @@ class Subject:
                 clock=clock,
                 device=self.device,
                 calls=_TRACED_CALLS,
-                path=self.folder / traces.FILE,
+                path=self.folder / TRACE,
             )
             self._resources(call, launched=launched)
         clock.close()
@@ -178,7 +178,7 @@ class Subject:
 
     def _on_host(self, call: Call) -> None:
         count = max(2, min(_MOST_OPERATOR_CALLS, int(_OPERATOR_S * 1e3 / max(self._median_ms, 1e-3))))
-        self._put(operators=traces.take_operators(call, calls=count, path=self.folder / traces.FILE))
+        self._put(operators=traces.take_operators(call, calls=count, path=self.folder / TRACE))
 
     def _memory(self) -> None:
         provider, state = self._provider, None

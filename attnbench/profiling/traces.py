@@ -17,8 +17,6 @@ from attnbench.measure.clock import Call, Clock
 from attnbench.measure.timeline import let_go
 from attnbench.profiling.found import Operator, Operators
 
-FILE = "trace.json.gz"
-
 _LABEL = "attnbench call"
 # What a trace says of whoever took it.
 _PRIVATE = ("traceName", "host_name", "hostname")

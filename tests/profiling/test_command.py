@@ -36,6 +36,8 @@ def test_a_cpu_is_profiled_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "counters.csv").write_text(NCU_RAW)  # of an earlier profile, and not of this one
     asked = ("profile", "sdpa", "--seq-len", 64, "--heads", 2, "--head-dim", 16, "-w", "bwd")
     assert _attnbench(monkeypatch, *asked, "-o", out) == 0
     said = capsys.readouterr()
