@@ -35,6 +35,7 @@ LAYERS = (
         "tuning",
         "comparison",
         "gate",
+        "profiling",
         "importing",
         "report",
         "watching",
@@ -46,7 +47,7 @@ IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry na
 TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines", "tuning"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
@@ -197,7 +198,14 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"], ["compare", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["sweep", "--help"],
+        ["tune", "--help"],
+        ["compare", "--help"],
+        ["profile", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_neither_torch_nor_the_data_libraries(arguments: list[str]) -> None:
