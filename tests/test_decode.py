@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -589,7 +590,7 @@ def test_a_replayed_step_goes_on_from_the_state_that_the_last_one_left() -> None
     calls = prepare(case, provider=provider, semantics=semantics, device=torch.device("cuda"), seed=0)
     assert isinstance(calls, DecodeCalls)
     calls.inference()
-    replay = runner._launched(calls.timed(Workload.DECODE), launch=Launch.GRAPH)
+    replay = runner._launched(lambda: calls.timed(Workload.DECODE), launch=Launch.GRAPH)
     for _ in range(3):
         expected = expect_step(case, calls=calls, semantics=semantics, device=torch.device("cuda"))
         replay()
@@ -614,8 +615,20 @@ def test_fla_decodes_on_the_card(launch: Launch) -> None:
     calls = DecodeCalls(inputs=i, step=step, names=KEPT["state"])
     expected = expect_step(case, calls=calls, semantics=SEMANTICS["decay-linear"], device=device)
     assert judge_step(case, got=calls.outputs(), calls=calls, expected=expected).fault is None
-    runner._launched(calls.timed(Workload.DECODE), launch=launch)()
+    runner._launched(lambda: calls.timed(Workload.DECODE), launch=launch)()
     torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("workload", [Workload.FWD, Workload.BWD, Workload.FWD_BWD], ids=str)
+def test_whole_sequences_are_replayed_too(workload: Workload) -> None:
+    """A backward runs on the stream of its forward, which must be the one that is captured."""
+    case = dataclasses.replace(_case("lightning2", head_dim=64, dtype="bf16"), workload=workload)
+    protocol = Protocol(launch=Launch.GRAPH, min_device_s=0.01, cap_s=0.1)
+    done = runner.measure(case, protocol=protocol, device=torch.device("cuda"), ceilings=None)
+    assert (done.status, done.reason) == (Status.OK, None)
+    assert done.timing is not None
 
 
 @pytest.mark.gpu

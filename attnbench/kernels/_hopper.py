@@ -130,7 +130,7 @@ def _parts(block_d, scans):
 def _take_up(b_s, b_w, m_k, decay, PARTS: gl.constexpr):
     """The state after a chunk, of whose product with the weighted values nothing has been waited for."""
     PART: gl.constexpr = m_k.shape[1] // PARTS
-    b_next = ()
+    b_next = ()  # type: Any
     for part in gl.static_range(PARTS):
         m_x = m_k.slice(part * PART, PART, 1)
         b_next += (warpgroup_mma(b_w, m_x, b_s[part] * decay, is_async=True),)
@@ -200,7 +200,8 @@ def _columns(
         m_column.store(b_column)
 
     o_e = i_e + gl.arange(0, WIDTH, gl.SliceLayout(1, L_S))
-    b_s = ()  # PARTS of [WIDTH, PART]
+    b_s = ()  # type: Any
+    # PARTS of [WIDTH, PART]
     for part in gl.static_range(PARTS):
         o_d = part * PART + gl.arange(0, PART, gl.SliceLayout(0, L_S))
         m_s = (o_e < E)[:, None] & (o_d < D)[None, :]

@@ -76,7 +76,11 @@ def measure(case: Case, *, device: torch.device, samples: int) -> Agreement:
     clock.batch(call, _WARM_UP)
     flush = flush_name(clock)
     events: list[float] = []
-    spans = recorded(lambda: events.extend(clock.batch(call, samples)))
+
+    def work() -> None:
+        events[:] = clock.batch(call, samples)
+
+    spans = recorded(work)
     clock.close()
     return agreement(case, events_ms=events, calls=by_call(spans, flush=flush, calls=samples))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,7 +179,9 @@ class _Bench:
         checked = self._first_call(calls, clock=clock)
         if checked.status is not Status.OK:
             return checked
-        call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
+        make = partial(calls.timed, self.case.workload)
+        call = _launched(make, launch=self.protocol.launch)
+        del make
         done = checked
         if not self.proof_only:
             done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
@@ -232,24 +235,27 @@ class _Bench:
         return None if target is None else load_target(target)(self.case, self.device)
 
 
-def _launched(call: Call, *, launch: Launch) -> Call:
+def _launched(make: Callable[[], Call], *, launch: Launch) -> Call:
     """The call as it is timed: as it stands, or captured once and replayed as a CUDA graph."""
     if launch is Launch.EAGER:
-        return call
+        return make()
+    # Autograd runs a backward on the stream of its forward. It is made on the one that captures, which cannot be the
+    # default one, and capture wants a warm call there first.
     side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # capture wants a warm call on a side stream first
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call = make()
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with _uncollected(), torch.cuda.graph(graph):
+    with _uncollected(), torch.cuda.graph(graph, stream=side):
         call()
     return graph.replay
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Garbage goes before, and none is collected within: what it frees on the device, such as another case's graph,
-    would break a capture."""
+    """Garbage goes before, and none is collected within: what it frees on the device may not be freed in a capture."""
     gc.collect()
     gc.disable()
     try:

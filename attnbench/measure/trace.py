@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.measure.timeline import NO_KERNEL, let_go
+from attnbench.measure.timeline import NO_KERNEL, recorded
 
 
 def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
@@ -27,19 +25,9 @@ def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[s
 
 
 def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    names = _profiled(call, device=device)
-    # Where other processes profile too, the profiler may come back with nothing; a call that launches nothing
-    # does so twice.
-    return names or _profiled(call, device=device)
-
-
-def _profiled(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    let_go()
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        call()
-        torch.cuda.synchronize(device)
-    events = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
-    names = (e.name for e in sorted(events, key=lambda e: e.time_range.start))
+    with torch.cuda.device(device):
+        spans = recorded(call)
+    names = (span.name for span in sorted(spans, key=lambda span: span.start_us))
     return tuple(dict.fromkeys(name for name in names if not NO_KERNEL.match(name)))
 
 

@@ -154,7 +154,7 @@ class Subject:
 
         def work() -> None:
             clock.batch(call, load)
-            events.extend(clock.batch(call, count))
+            events[:] = clock.batch(call, count)
 
         found = by_call(recorded(work), flush=flush, calls=load + count)
         return timeline(found[load:], events_ms=events)

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from attnbench.measure.clock import Call, Clock
-from attnbench.measure.timeline import let_go
+from attnbench.measure.timeline import let_go, taken
 from attnbench.profiling.found import Operator, Operators
 
 _LABEL = "attnbench call"
@@ -38,7 +38,14 @@ def take(call: Call, *, clock: Clock, device: torch.device, calls: int, path: Pa
 
     The clock clears the cache before each call; that work stands outside of what is labelled "attnbench call".
     """
-    content = _recorded(lambda: clock.batch(_labelled(call), calls), device=device, memory=False)[0]
+
+    def work() -> None:
+        clock.batch(_labelled(call), calls)
+
+    content = taken(
+        lambda: _recorded(work, device=device, memory=False)[0],
+        seen=lambda content: launches(content["traceEvents"]),
+    )
     _write(content, path)
     return launches(content["traceEvents"])
 
