@@ -38,6 +38,7 @@ LAYERS = (
         "importing",
         "report",
         "watching",
+        "models",
     },
     {"cli"},
     {"__main__"},
@@ -46,7 +47,7 @@ IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry na
 TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines", "tuning"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "models"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
