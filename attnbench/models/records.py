@@ -172,8 +172,9 @@ def read(path: Path, *, kind: type[R]) -> list[R]:
     Raises UserError for a file that is missing, damaged, of another kind, or of a newer version.
     """
     table = _table(path / file_name(kind) if path.is_dir() else path, kind=kind)
-    rows = table.select([field.name for field in dataclasses.fields(kind)]).to_pylist()
-    return [kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}) for row in rows]
+    rows: list[Any] = table.select([field.name for field in dataclasses.fields(kind)]).to_pylist()
+    make: Any = kind
+    return [make(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}) for row in rows]
 
 
 def read_environment(path: Path, *, kind: type[Record]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def test_records_come_back_as_they_were(kind: type[TrainStep], rows: list[TrainS
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    row = dataclasses.replace(STEP, mfu=float("nan"))
     with pytest.raises(ValueError, match="mfu is nan"):
-        row = dataclasses.replace(STEP, mfu=float("nan"))
         records.write([row], tmp_path / "x.parquet", kind=TrainStep, environment={})
 
 
@@ -64,7 +64,7 @@ def test_a_file_that_is_not_there_or_damaged_is_one_sentence(content: bytes | No
     path = tmp_path / "train-step.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="no train-step records|no readable Parquet"):
+    with pytest.raises(UserError, match=r"no train-step records|no readable Parquet"):
         records.read(path, kind=TrainStep)
 
 

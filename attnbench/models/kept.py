@@ -1,0 +1,124 @@
+"""What a model keeps of a context for decoding: states that do not grow, caches that do, caches that are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from attnbench.models.layers import Angles, rotated
+from attnbench.semantics import SINKS
+
+CacheKind = Literal["state", "kv", "kv-interpolated", "kv-streaming"]
+SOFTMAX_CACHES: Final[tuple[CacheKind, ...]] = ("kv", "kv-interpolated", "kv-streaming")
+TRAINED_LENGTH: Final = 2048  # tokens that a model is taken to be trained for, where positions are interpolated
+WINDOW: Final = TRAINED_LENGTH - SINKS  # last tokens in a bounded cache, which has no more rows than that in all
+
+
+@dataclass
+class Position:
+    """Tokens taken in so far: a number for the host, and one on the device for captured steps."""
+
+    device: Tensor  # int64 [1]
+    host: int = 0
+
+    def move(self, tokens: int) -> None:
+        self.device += tokens
+        self.host += tokens
+
+    def set(self, tokens: int) -> None:
+        self.device.fill_(tokens)
+        self.host = tokens
+
+
+@dataclass
+class States:
+    """Recurrent states of TransNormerLLM, one a layer: fp32 [B, H, D, E], of the same size at any context."""
+
+    layers: Sequence[Tensor]
+    position: Position
+
+    @property
+    def bytes(self) -> int:
+        return sum(state.nbytes for state in self.layers)
+
+    def fill(self, context: int) -> None:
+        """Random numbers in place of a context of that many tokens: its content does not change what a step costs."""
+        for state in self.layers:
+            state.normal_()
+        self.position.set(context)
+
+
+@dataclass
+class Caches:
+    """Keys and values of LLaMA, a pair a layer: [B, capacity, H, D].
+
+    Keys are rotated by their position over `factor`. A bounded cache (`sinks` > 0) holds the first `sinks` tokens and
+    the last ones: a token takes the row of the oldest one that is no sink. Attention sees relative positions alone,
+    so StreamingLLM's positions "within the cache" (arXiv 2309.17453, section 3.2) are the true ones for the last
+    tokens, and for the sinks those that end where the last tokens begin: only the sinks' keys are rotated anew.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    position: Position
+    factor: float = 1.0
+    sinks: int = 0
+    raw_sinks: Sequence[Tensor] = ()  # keys of the sinks before rotation, [B, sinks, H, D] a layer
+
+    @property
+    def capacity(self) -> int:
+        return self.layers[0][0].shape[1]
+
+    @property
+    def bytes(self) -> int:
+        pairs = sum(k.nbytes + v.nbytes for k, v in self.layers)
+        return pairs + sum(sinks.nbytes for sinks in self.raw_sinks)
+
+    def fill(self, context: int) -> None:
+        """As `States.fill`."""
+        for tensor in (*(t for pair in self.layers for t in pair), *self.raw_sinks):
+            tensor.normal_()
+        self.position.set(context)
+
+    def put_all(self, layer: int, keys: Tensor, raw: Tensor, values: Tensor) -> None:
+        """The first tokens of a context, [B, N, H, D]: no more than there are rows."""
+        k, v = self.layers[layer]
+        k[:, : keys.shape[1]] = keys
+        v[:, : values.shape[1]] = values
+        if self.sinks:
+            self.raw_sinks[layer][:, : min(self.sinks, raw.shape[1])] = raw[:, : self.sinks]
+
+    def put(self, layer: int, key: Tensor, raw: Tensor, value: Tensor, *, angles: Angles) -> Tensor:
+        """The token at `position`, [B, 1, H, D]; returns int32 [B], the rows then in use. Without host knowledge."""
+        k, v = self.layers[layer]
+        row = self._row()
+        k.index_copy_(1, row, key)
+        v.index_copy_(1, row, value)
+        if self.sinks:
+            # Beyond the first tokens this writes into the last sink's place in turns of nobody: see _sink_row.
+            self.raw_sinks[layer].index_copy_(1, self._sink_row(), self._sink_key(layer, raw))
+            k[:, : self.sinks] = self._rotated_sinks(layer, angles=angles, dtype=k.dtype)
+        used = (self.position.device + 1).clamp(max=self.capacity).to(torch.int32)
+        return used.expand(k.shape[0]).contiguous()
+
+    def _row(self) -> Tensor:
+        t, ring = self.position.device, self.capacity - self.sinks
+        if not self.sinks:
+            return t
+        return torch.where(t < self.capacity, t, self.sinks + (t - self.sinks) % ring)
+
+    def _sink_row(self) -> Tensor:
+        return self.position.device.clamp(max=self.sinks - 1)
+
+    def _sink_key(self, layer: int, raw: Tensor) -> Tensor:
+        """The token's own key while it is a sink, else the one that lies there."""
+        there = self.raw_sinks[layer].index_select(1, self._sink_row())
+        return torch.where(self.position.device < self.sinks, raw, there)
+
+    def _rotated_sinks(self, layer: int, *, angles: Angles, dtype: torch.dtype) -> Tensor:
+        shift = (self.position.device + 1 - self.capacity).clamp(min=0)
+        places = torch.arange(self.sinks, device=shift.device) + shift
+        return rotated(self.raw_sinks[layer], angles.at(places, dtype=dtype, factor=self.factor))
