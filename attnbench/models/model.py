@@ -66,7 +66,8 @@ class LanguageModel(nn.Module):
                 )
             else:
                 mixer = SoftmaxAttention(shape, layer=layer, attention=self.attention, dtype=dtype)
-            self.blocks.append(_checkpointed(Block(shape, mixer, dtype=dtype), checkpointing))
+            block = Block(shape, mixer, dtype=dtype)
+            self.blocks.append(_checkpointed(block, checkpointing, glu=shape.glu))
         self.norm = norm(shape, dtype=dtype)
         self.head = linear(shape.width, shape.vocabulary, dtype=dtype)
 
@@ -175,17 +176,24 @@ def build(
         )
 
 
-def _checkpointed(block: nn.Module, how: Checkpointing) -> nn.Module:
+def _checkpointed(block: nn.Module, how: Checkpointing, *, glu: int) -> nn.Module:
     """A block that keeps less for its backward: its input alone, or the results of its matrix products too."""
     if how == "none":
         return block
     if how == "full":
         return checkpoint_wrapper(block)
-    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint_wrapper(block, context_fn=contexts)
+    policy = functools.partial(_policy, glu)
+    return checkpoint_wrapper(
+        block, context_fn=functools.partial(create_selective_checkpoint_contexts, policy)
+    )
 
 
-def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Matrix products, and softmax attention where torch sees it as an operator; lightning attention runs again."""
+def _policy(glu: int, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Matrix products, and softmax attention where torch sees it as an operator; lightning attention runs again.
+
+    Nothing needs the last product of a block, that of the gated unit of width `glu`, but what comes after the block.
+    """
     name = getattr(getattr(operator, "_schema", None), "name", "")
-    return CheckpointPolicy.MUST_SAVE if name in _KEPT_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE
+    last = name == "aten::mm" and args[0].shape[-1] == glu
+    kept = name in _KEPT_OPERATORS and not last
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
