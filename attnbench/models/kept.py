@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -45,6 +46,16 @@ class States:
     def bytes(self) -> int:
         return sum(state.nbytes for state in self.layers)
 
+    def rows(self, which: slice) -> States:
+        """The same of some of the sequences, sharing memory and position."""
+        return States([state[which] for state in self.layers], self.position)
+
+    def clear(self) -> None:
+        """Back to no context at all."""
+        for state in self.layers:
+            state.zero_()
+        self.position.set(0)
+
     def fill(self, context: int) -> None:
         """Random numbers in place of a context of that many tokens: its content does not change what a step costs."""
         for state in self.layers:
@@ -77,6 +88,18 @@ class Caches:
         pairs = sum(k.nbytes + v.nbytes for k, v in self.layers)
         return pairs + sum(sinks.nbytes for sinks in self.raw_sinks)
 
+    def rows(self, which: slice) -> Caches:
+        """As `States.rows`."""
+        return dataclasses.replace(
+            self,
+            layers=[(k[which], v[which]) for k, v in self.layers],
+            raw_sinks=[sinks[which] for sinks in self.raw_sinks],
+        )
+
+    def clear(self) -> None:
+        """As `States.clear`: rows that are not in use are not read."""
+        self.position.set(0)
+
     def fill(self, context: int) -> None:
         """As `States.fill`."""
         for tensor in (*(t for pair in self.layers for t in pair), *self.raw_sinks):
@@ -98,7 +121,6 @@ class Caches:
         k.index_copy_(1, row, key)
         v.index_copy_(1, row, value)
         if self.sinks:
-            # Beyond the first tokens this writes into the last sink's place in turns of nobody: see _sink_row.
             self.raw_sinks[layer].index_copy_(1, self._sink_row(), self._sink_key(layer, raw))
             k[:, : self.sinks] = self._rotated_sinks(layer, angles=angles, dtype=k.dtype)
         used = (self.position.device + 1).clamp(max=self.capacity).to(torch.int32)
@@ -106,9 +128,7 @@ class Caches:
 
     def _row(self) -> Tensor:
         t, ring = self.position.device, self.capacity - self.sinks
-        if not self.sinks:
-            return t
-        return torch.where(t < self.capacity, t, self.sinks + (t - self.sinks) % ring)
+        return torch.where(t < self.sinks, t, self.sinks + (t - self.sinks) % ring) if self.sinks else t
 
     def _sink_row(self) -> Tensor:
         return self.position.device.clamp(max=self.sinks - 1)

@@ -103,7 +103,7 @@ class Loss:
     model: str
     size: str
     attention: str
-    task: str  # "recall" or "text"
+    task: str  # "markov" (a synthetic language) or "text"
     seed: int
     step: int  # from 0
     tokens: int  # seen before this step

@@ -81,7 +81,7 @@ def _pair(size: str, *, tnl: int, llama: int, width: int, heads: int, glu: int) 
 
 def _tiny(family: Family) -> Shape:
     return Shape(
-        family=family, size="tiny", layers=2, width=128, heads=4, glu=256, gate=32, vocabulary=256
+        family=family, size="tiny", layers=2, width=128, heads=2, glu=256, gate=32, vocabulary=256
     )
 
 

@@ -31,7 +31,7 @@ PREFILL = Inference(
     precision="bf16", status="ok",
 )  # fmt: skip
 LOSS = Loss(
-    case_id="l", model="tnl", size="tiny", attention="lightning1", task="recall", seed=1, step=0, tokens=0, loss=4.5,
+    case_id="l", model="tnl", size="tiny", attention="lightning1", task="markov", seed=1, step=0, tokens=0, loss=4.5,
     seq_len=64, batch=2, learning_rate=1e-3, precision="fp32", parameters=10, device="cpu", provider="torch",
 )  # fmt: skip
 
