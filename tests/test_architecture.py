@@ -44,7 +44,8 @@ LAYERS = (
     {"__main__"},
 )
 IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry names them, nobody imports them,
-TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
+# but for the tuner, whose subject they are, and the models, which hand states on: no row of the table does that.
+TUNES = {"tuning": {"kernels"}, "models": {"kernels"}}
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
 TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "models"}
@@ -198,7 +199,14 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"], ["compare", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["sweep", "--help"],
+        ["tune", "--help"],
+        ["compare", "--help"],
+        ["model", "train-step", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_neither_torch_nor_the_data_libraries(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from attnbench.case import Workload
 from attnbench.errors import UserError
@@ -86,7 +86,9 @@ def advance(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, slopes: Tensor) -
     steps = torch.arange(q.shape[2], dtype=torch.float32, device=q.device)
     distance = steps[:, None] - steps
     mask = torch.exp(-slopes[:, None, None] * distance.clamp(min=0)) * (distance >= 0)  # [H, N, N]
-    since = torch.exp(-slopes[:, None] * (steps + 1))[..., None]  # [H, N, 1]: the state's decay until each token
+    since = torch.exp(-slopes[:, None] * (steps + 1))[
+        ..., None
+    ]  # [H, N, 1]: the state's decay until each token
     until = torch.exp(-slopes[:, None] * (len(steps) - 1 - steps))[..., None]  # of each token until the end
     query, key, value = (x.float() for x in (q, k, v))
     out = (query @ key.mT * mask) @ value + (query * since) @ state
@@ -130,9 +132,9 @@ def attend_cache(q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor, flash: boo
         out: Tensor = flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=False)
         return out
     used = torch.arange(k.shape[1], device=k.device) < lengths[:, None]  # [B, capacity]
-    mask = used[:, None, None, :]
+    query, key, value = map(_heads_first, (q, k, v))
     return _heads_first(
-        F.scaled_dot_product_attention(*map(_heads_first, (q, k, v)), attn_mask=mask)
+        functional.scaled_dot_product_attention(query, key, value, attn_mask=used[:, None, None, :])
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from attnbench.models.attention import Attention, advance, attend_cache, has_flash_cache, layer_slopes
 from attnbench.models.kept import Caches, States
@@ -78,7 +78,7 @@ class GatedLinearAttention(nn.Module):
         """silu(q) and silu(k) [B, N, 2 H, D], v [B, N, H, D], the gate's bottleneck [B, N, r]."""
         d, dim = self._shape.width, self._shape.head_dim
         qk, v, low = self.project(x).split((2 * d, d, self._shape.gate), dim=-1)
-        return F.silu(qk).unflatten(-1, (-1, dim)), v.unflatten(-1, (-1, dim)), low
+        return functional.silu(qk).unflatten(-1, (-1, dim)), v.unflatten(-1, (-1, dim)), low
 
     def _placed(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         qk, v, low = self._projected(x)
@@ -141,7 +141,9 @@ class SoftmaxAttention(nn.Module):
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + unit(norm(x)), in both families."""
 
-    def __init__(self, shape: Shape, mixer: GatedLinearAttention | SoftmaxAttention, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: Shape, mixer: GatedLinearAttention | SoftmaxAttention, *, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         softmax = shape.family == "llama"
         self.mixer = mixer

@@ -51,7 +51,7 @@ def clean(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def peak_bytes(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Reads the most bytes that were allocated since here; None on the CPU, where following them slows what is timed."""
+    """Reads the most bytes allocated since here; None on the CPU, where following them slows what is timed."""
     if device.type != "cuda":
         yield lambda: None
         return

@@ -39,12 +39,15 @@ class Folder(Generic[R]):
         try:
             self._shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write the output folder {self.path}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write the output folder {self.path}: {error.strerror or error}"
+            ) from error
         for file in sorted(self._shards.glob("*.parquet"))[:1]:
             there = records.read_environment(file, kind=self.kind).get("device")
             if there is not None and there != device:
                 raise UserError(
-                    f"{self.path} holds {KINDS[self.kind]} records of {there}, and this is {device}: choose another folder"
+                    f"{self.path} holds {KINDS[self.kind]} records of {there}, and this is {device}: choose another "
+                    "folder"
                 )
 
     def begin(self, case_id: str) -> None:
@@ -61,16 +64,16 @@ class Folder(Generic[R]):
 
     def keep(self, case_id: str, rows: Sequence[R], *, environment: Mapping[str, Any]) -> None:
         """Write the rows of one finished case; they are safe once this returns."""
-        records.write(
-            rows, self._shards / f"{case_id}.parquet", kind=self.kind, environment=environment
-        )
+        records.write(rows, self._shards / f"{case_id}.parquet", kind=self.kind, environment=environment)
         self._mark(case_id).unlink(missing_ok=True)
 
     def rows(self, case_ids: Sequence[str] | None = None) -> list[R]:
         """Of those cases that are done, in their order; None: of all, by name."""
         done = self.done()
         wanted = sorted(done) if case_ids is None else [name for name in case_ids if name in done]
-        return [row for name in wanted for row in records.read(self._shards / f"{name}.parquet", kind=self.kind)]
+        return [
+            row for name in wanted for row in records.read(self._shards / f"{name}.parquet", kind=self.kind)
+        ]
 
     def merge(self) -> Path:
         """Join the shards into the file of the kind, with the environment of the last one."""

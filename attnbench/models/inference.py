@@ -27,7 +27,9 @@ Phase = Literal["prefill", "decode", "generate"]
 PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode", "generate")
 
 _DECODE_STEPS: Final = 32  # samples of a decode, and the room that a cache has for them behind its context
-_SEQUENCES_AT_ONCE_TOKENS: Final = 65536  # of a prefill before generation: so many tokens are in flight together
+_SEQUENCES_AT_ONCE_TOKENS: Final = (
+    65536  # of a prefill before generation: so many tokens are in flight together
+)
 _MEMORY_SHARE: Final = 0.85  # of the device's memory: weights, and what generation keeps of its batch
 _HOST_BATCH: Final = 4  # on the CPU, where filling the memory would take all day
 
@@ -128,7 +130,12 @@ class _Bench:
         self.request, self.device = request, device
         dtype = torch.float32 if request.precision == "fp32" else torch.bfloat16
         self.model: LanguageModel = build(
-            request.size, attention=request.attention, device=device, dtype=dtype, seed=request.seed, decodes=True
+            request.size,
+            attention=request.attention,
+            device=device,
+            dtype=dtype,
+            seed=request.seed,
+            decodes=True,
         ).eval()
         self.batch = request.batch or self._batch()
         self.kept = self.model.keep(kind=request.cache, batch=self.batch, capacity=request.capacity)
@@ -221,7 +228,9 @@ class _Bench:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # what is made once (workspaces, compiled kernels) must not be made in the capture
+            for _ in range(
+                2
+            ):  # what is made once (workspaces, compiled kernels) must not be made in the capture
                 self.kept.clear()
                 step()
         torch.cuda.current_stream(self.device).wait_stream(stream)

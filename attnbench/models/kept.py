@@ -15,8 +15,12 @@ from attnbench.semantics import SINKS
 
 CacheKind = Literal["state", "kv", "kv-interpolated", "kv-streaming"]
 SOFTMAX_CACHES: Final[tuple[CacheKind, ...]] = ("kv", "kv-interpolated", "kv-streaming")
-TRAINED_LENGTH: Final = 2048  # tokens that a model is taken to be trained for, where positions are interpolated
-WINDOW: Final = TRAINED_LENGTH - SINKS  # last tokens in a bounded cache, which has no more rows than that in all
+TRAINED_LENGTH: Final = (
+    2048  # tokens that a model is taken to be trained for, where positions are interpolated
+)
+WINDOW: Final = (
+    TRAINED_LENGTH - SINKS
+)  # last tokens in a bounded cache, which has no more rows than that in all
 
 
 @dataclass

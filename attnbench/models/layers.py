@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 _STD = 0.02  # of the weights at the start
 
@@ -31,7 +31,7 @@ def srms_norm(x: Tensor) -> Tensor:
     The source adds 1e-6 to the root of the mean square; here 1e-12 is added under the root, which differs by less
     than 1e-6 of that root's unit and is one fused operator. Source: TransNormerLLM (arXiv 2307.14995), section 3.
     """
-    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
+    return functional.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 
 class RMSNorm(nn.Module):
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-5)
+        return functional.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-5)
 
 
 class GatedUnit(nn.Module):
@@ -56,7 +56,7 @@ class GatedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.up(x).chunk(2, dim=-1)
-        out: Tensor = self.down((F.silu(gate) if self._silu else gate) * up)
+        out: Tensor = self.down((functional.silu(gate) if self._silu else gate) * up)
         return out
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from attnbench.errors import UserError, unknown
@@ -40,7 +40,11 @@ def _missing(*, device: torch.device, dtype: torch.dtype) -> dict[str, str | Non
         fla = "it needs a CUDA device and weights in bf16"
     elif importlib.util.find_spec("fla") is None:
         fla = "fla-core is not installed (pip install fla-core)"
-    own = None if hasattr(torch.nn, "LinearCrossEntropyOptions") else f"torch {torch.__version__} is before 2.13"
+    own = (
+        None
+        if hasattr(torch.nn, "LinearCrossEntropyOptions")
+        else f"torch {torch.__version__} is before 2.13"
+    )
     return {"fla": fla, "torch": own, "chunked": None}
 
 
@@ -48,7 +52,9 @@ def label(chosen: str) -> str:
     """For the record: `fla-core 0.6.0`, `torch 2.13.0 linear_cross_entropy`, `torch 2.11.0 checkpointed chunks`."""
     if chosen == "fla":
         return f"fla-core {importlib.metadata.version('fla-core')}"
-    return f"torch {torch.__version__} {'linear_cross_entropy' if chosen == 'torch' else 'checkpointed chunks'}"
+    return (
+        f"torch {torch.__version__} {'linear_cross_entropy' if chosen == 'torch' else 'checkpointed chunks'}"
+    )
 
 
 def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, by: str) -> Tensor:
@@ -61,10 +67,11 @@ def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, by: str) -> T
         )
         return loss
     if by == "torch":
-        functional: Any = F
-        options = torch.nn.LinearCrossEntropyOptions()
-        loss = functional.linear_cross_entropy(hidden, weight.to(hidden.dtype), targets, options=options)
-        return loss
+        fused: Any = functional.linear_cross_entropy
+        return cast(
+            Tensor,
+            fused(hidden, weight.to(hidden.dtype), targets, options=torch.nn.LinearCrossEntropyOptions()),
+        )
     total = hidden.new_zeros((), dtype=torch.float32)
     for x, y in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
         total = total + checkpoint(_summed, x, weight, y, use_reentrant=False)
@@ -72,4 +79,4 @@ def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, by: str) -> T
 
 
 def _summed(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+    return functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="sum")

@@ -74,7 +74,9 @@ def measure_losses(request: LossRequest, *, device: torch.device) -> list[Loss]:
             values.append(loss.detach())
         found = torch.stack(values).double().cpu()
     if not bool(found.isfinite().all()):
-        raise FloatingPointError(f"the loss is not finite from step {int(found.isfinite().int().argmin())} on")
+        raise FloatingPointError(
+            f"the loss is not finite from step {int(found.isfinite().int().argmin())} on"
+        )
     per_step = request.batch * request.seq_len
     return [
         Loss(

@@ -1,4 +1,4 @@
-"""TransNormerLLM and LLaMA: embedding, blocks, norm, head; trained through `forward`, used through `prefill` and `step`."""
+"""TransNormerLLM and LLaMA: trained through `forward`, used through `prefill` and `step`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from attnbench.models.folder import Folder
 from attnbench.models.records import KINDS, Loss, R
 
 _GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
-_LEAST_S = 5.0  # of budget, below which no case is begun
+LEAST_S = 5.0  # of budget, below which no case is begun
 # With fixed segments a long step may fail for want of one large piece, with enough free in small ones.
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
@@ -60,6 +60,7 @@ class Run(Generic[R]):
     say: Say
     describe: Callable[[R], str]
     _worker: WorkerProcess | None = None
+    _lock: int | None = None
     _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def measure(self, requests: Sequence[Any]) -> Outcome[R]:
@@ -76,7 +77,7 @@ class Run(Generic[R]):
             with self._running() if todo else contextlib.nullcontext():
                 for count, request in enumerate(todo):
                     remaining = None if self.budget_s is None else self.budget_s - (now_s() - begun)
-                    if remaining is not None and remaining < _LEAST_S:
+                    if remaining is not None and remaining < LEAST_S:
                         left = len(todo) - count
                         break
                     reason = self._case(request, remaining=remaining)
@@ -114,11 +115,11 @@ class Run(Generic[R]):
             self._overlong[self.series(request)] = f"a shorter one took too long ({reason})"
             return self._keep_failed(request, Status.TIMEOUT, reason)
         rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
-        timeouts = [r for r in rows if getattr(r, "status", None) == Status.TIMEOUT]
+        timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
         if timeouts and limit < request.limit_s:
             return _CUT  # the budget's fault, not the case's: the next sitting measures it
         if timeouts:
-            self._overlong[self.series(request)] = f"a shorter one took too long ({timeouts[0].reason})"  # type: ignore[union-attr]
+            self._overlong[self.series(request)] = f"a shorter one took too long ({timeouts[0]})"
         if rows:
             self.folder.keep(request.case_id, rows, environment=self._ready().environment)
         if reply["lost_device"]:
@@ -166,7 +167,9 @@ class Run(Generic[R]):
                 log=self.folder.log,
                 inherit=self._lock,
                 module="attnbench.models.worker",
-                interpreter=Interpreter(variables={k: v for k, v in _ALLOCATOR.items() if k not in os.environ}),
+                interpreter=Interpreter(
+                    variables={k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
+                ),
             )
             self._worker.environment["command"] = sys.argv[1:]
         return self._worker

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from attnbench.registry import find
+
 Family = Literal["tnl", "llama"]
 
 VOCABULARY: Final = 64_000  # of the public TransNormerLLM configuration
@@ -80,9 +82,7 @@ def _pair(size: str, *, tnl: int, llama: int, width: int, heads: int, glu: int) 
 
 
 def _tiny(family: Family) -> Shape:
-    return Shape(
-        family=family, size="tiny", layers=2, width=128, heads=2, glu=256, gate=32, vocabulary=256
-    )
+    return Shape(family=family, size="tiny", layers=2, width=128, heads=2, glu=256, gate=32, vocabulary=256)
 
 
 SHAPES: Final[Mapping[str, Mapping[Family, Shape]]] = {
@@ -104,5 +104,5 @@ PUBLISHED_MILLIONS: Final[Mapping[tuple[str, Family], float]] = {
 
 
 def family_of(attention: str) -> Family:
-    """Which model an attention mechanism belongs to: `lightning1` and `lightning2` to TransNormerLLM, softmax to LLaMA."""
-    return "tnl" if attention.partition("@")[0].startswith("lightning") else "llama"
+    """Which model an attention mechanism belongs to: decayed linear attention to TransNormerLLM, softmax to LLaMA."""
+    return "tnl" if find(attention).semantics == "decay-linear" else "llama"

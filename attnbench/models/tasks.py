@@ -57,6 +57,11 @@ def _text() -> Tensor:
 TASKS: Final[Mapping[str, Callable[..., Tensor]]] = {"markov": markov, "text": text}
 
 
+def largest_length(task: str) -> int | None:
+    """The longest sequence that a task has, less the one token that is only a target; None: no bound."""
+    return len(_text()) - 1 if task == "text" else None
+
+
 def batches(task: str, *, seed: int, batch: int, length: int) -> Iterator[Tensor]:
     """Batches of a task without end, on the CPU: the same ones for the same seed, on every machine."""
     generator = torch.Generator().manual_seed(seed)

@@ -87,7 +87,9 @@ class TrainRequest:
         )
 
 
-def measure_train_step(request: TrainRequest, *, device: torch.device, ranks: Ranks | None = None) -> TrainStep:
+def measure_train_step(
+    request: TrainRequest, *, device: torch.device, ranks: Ranks | None = None
+) -> TrainStep:
     """One record, whatever happens: what cannot run or does not fit is a status with a reason.
 
     Raises UserError for what no machine could run: an unknown loss, an attention without a model.
@@ -134,7 +136,9 @@ def _measured(
             row, provider=model.attention.provider.label, parameters=parameters, loss_by=loss.label(by)
         )
         if found is None:
-            return dataclasses.replace(row, status=str(Status.OOM), reason=f"one sequence at a time: {reason}")
+            return dataclasses.replace(
+                row, status=str(Status.OOM), reason=f"one sequence at a time: {reason}"
+            )
         row = dataclasses.replace(row, **found, peak_bytes=peak())
     return _with_rates(row, request, device=device)
 
@@ -201,7 +205,11 @@ def _step(
 ) -> Callable[[], None]:
     """A whole step over the same random tokens; its loss, mean over the micro-batches, goes into `losses`."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=device.type == "cuda"
+        model.parameters(),
+        lr=_LEARNING_RATE,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        fused=device.type == "cuda",
     )
     shape = (request.sequences, request.seq_len + 1)
     tokens = torch.randint(SHAPES[request.size]["tnl"].vocabulary, shape, device=device)
@@ -228,9 +236,7 @@ def autocast(precision: Precision, *, device: torch.device) -> contextlib.Abstra
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _attention_share(
-    model: LanguageModel, step: Callable[[], None], *, device: torch.device
-) -> float:
+def _attention_share(model: LanguageModel, step: Callable[[], None], *, device: torch.device) -> float:
     """Time of the attention calls over that of the step around them, in one step more with marks in it."""
     spans = Spans(device)
     model.attention.spans = spans
@@ -254,5 +260,3 @@ def _with_rates(row: TrainStep, request: TrainRequest, *, device: torch.device) 
         peak_flops=peak,
         mfu=None if peak is None or request.precision == "fp32" else flops / (seconds * request.gpus * peak),
     )
-
-
