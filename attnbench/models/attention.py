@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -113,11 +112,6 @@ def state_step(mechanism: str, *, device: torch.device) -> Callable[..., Tensor]
         return out
 
     return step
-
-
-def has_flash_cache(device: torch.device) -> bool:
-    """Is there flash-attn's kernel for caches?"""
-    return device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
 
 
 def attend_cache(q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor, flash: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attnbench.models.attention import Attention, advance, attend_cache, has_flash_cache, layer_slopes
+from attnbench.models.attention import Attention, advance, attend_cache, layer_slopes
 from attnbench.models.kept import Caches, States
 from attnbench.models.layers import Angles, GatedUnit, RMSNorm, linear, linearised, rotated, srms_norm
 from attnbench.models.shapes import Shape
@@ -95,12 +95,14 @@ class GatedLinearAttention(nn.Module):
 class SoftmaxAttention(nn.Module):
     """Causal softmax attention with RoPE on q and k, projected. Source: LLaMA (arXiv 2302.13971), section 2.2."""
 
-    def __init__(self, shape: Shape, *, layer: int, attention: Attention, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: Shape, *, layer: int, attention: Attention, angles: Angles, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self._shape, self._layer, self._attention = shape, layer, attention
         self.project = linear(shape.width, 3 * shape.width, dtype=dtype)
         self.out = linear(shape.width, shape.width, dtype=dtype)
-        self.angles = Angles(shape.head_dim // 2)
+        self.angles = angles  # of all layers together
 
     def forward(self, x: Tensor) -> Tensor:
         qk, v = self._projected(x)
@@ -118,12 +120,11 @@ class SoftmaxAttention(nn.Module):
 
     def step(self, x: Tensor, kept: Caches) -> Tensor:
         qk, v = self._projected(x)
-        turned = rotated(qk, self.angles.at(kept.position.device, dtype=qk.dtype, factor=kept.factor))
-        q, k = turned.chunk(2, dim=2)
-        used = kept.put(self._layer, k, qk.chunk(2, dim=2)[1], v, angles=self.angles)
-        keys, values = kept.layers[self._layer]
-        flash = has_flash_cache(x.device) and x.dtype.itemsize == 2
-        out: Tensor = self.out(attend_cache(q, keys, values, lengths=used, flash=flash).flatten(2))
+        assert kept.now is not None, "Caches.begin comes first"
+        q, k = rotated(qk, kept.now.turn).chunk(2, dim=2)
+        keys, values = kept.put(self._layer, k, qk.chunk(2, dim=2)[1], v)
+        flash = self._attention.provider.distribution == "flash-attn"
+        out: Tensor = self.out(attend_cache(q, keys, values, lengths=kept.now.used, flash=flash).flatten(2))
         return out
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:

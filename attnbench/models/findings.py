@@ -168,6 +168,12 @@ def loss_sentences(rows: Sequence[Loss], missing: Sequence[str]) -> list[str]:
             pairs = list(zip(one, other, strict=False))  # of unequal lengths: as far as both go
             a, b = max(pairs, key=lambda pair: abs(pair[0].loss - pair[1].loss))
             names = f"{one[0].attention} and {other[0].attention}"
+            if a.loss == b.loss:
+                sentences.append(
+                    f"{same[0].task}, {same[0].size}: the losses of {names} are the same in all "
+                    f"{count_text(len(pairs), 'step')}."
+                )
+                continue
             sentences.append(
                 f"{same[0].task}, {same[0].size}: the losses of {names} differ by at most {abs(a.loss - b.loss):.2g} "
                 f"nats in {count_text(len(pairs), 'step')} (step {a.step}), and by "

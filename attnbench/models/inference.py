@@ -117,7 +117,7 @@ def _measured(request: InferenceRequest, *, device: torch.device) -> dict[str, A
         "weight_bytes": sum(p.nbytes for p in bench.model.parameters()),
         "kept_bytes": bench.kept.bytes,
         "batch": bench.batch,
-        "launch": None if request.phase == "prefill" else str(bench.launch),
+        "launch": None if request.phase == "prefill" else str(request.launch),
         "tokens_per_s": tokens / times["median_ms"] * 1e3,
     }
 
@@ -140,7 +140,6 @@ class _Bench:
         self.batch = request.batch or self._batch()
         self.kept = self.model.keep(kind=request.cache, batch=self.batch, capacity=request.capacity)
         self.clock: Clock = open_clock(device=device, cache=Cache.HOT)
-        self.launch = request.launch if device.type == "cuda" else Launch.EAGER
 
     def _batch(self) -> int:
         """Sequences whose states or caches fill the memory that is free."""
@@ -223,7 +222,7 @@ class _Bench:
         def step() -> None:
             token.copy_(self.model.step(token, self.kept).argmax(-1))
 
-        if self.launch is not Launch.GRAPH:
+        if self.request.launch is not Launch.GRAPH:
             return step
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -67,6 +67,25 @@ class States:
         self.position.set(context)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SinksNow:
+    """Of the sinks, for one step: is the token one, whose row it takes or leaves as it is; angles of all [S, D / 2]."""
+
+    is_one: Tensor  # bool [1]
+    row: Tensor  # int64 [1]
+    turn: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """For one step: the token's row, int64 [1]; rows then in use, int32 [B]; the token's angles, [1, D / 2]."""
+
+    row: Tensor
+    used: Tensor
+    turn: tuple[Tensor, Tensor]
+    sinks: SinksNow | None = None
+
+
 @dataclass
 class Caches:
     """Keys and values of LLaMA, a pair a layer: [B, capacity, H, D].
@@ -82,6 +101,7 @@ class Caches:
     factor: float = 1.0
     sinks: int = 0
     raw_sinks: Sequence[Tensor] = ()  # keys of the sinks before rotation, [B, sinks, H, D] a layer
+    now: Now | None = None
 
     @property
     def capacity(self) -> int:
@@ -118,31 +138,41 @@ class Caches:
         if self.sinks:
             self.raw_sinks[layer][:, : min(self.sinks, raw.shape[1])] = raw[:, : self.sinks]
 
-    def put(self, layer: int, key: Tensor, raw: Tensor, value: Tensor, *, angles: Angles) -> Tensor:
-        """The token at `position`, [B, 1, H, D]; returns int32 [B], the rows then in use. Without host knowledge."""
+    def begin(self, angles: Angles) -> None:
+        """Look up what is the same in all layers for the token at `position`: before `put`, once a step.
+
+        Nothing here asks the host for the position, so that a step may be captured.
+        """
+        t = self.position.device
+        keys = self.layers[0][0]
+        used = (t + 1).clamp(max=self.capacity).to(torch.int32).expand(keys.shape[0]).contiguous()
+        turn = angles.at(t, dtype=keys.dtype, factor=self.factor)
+        if not self.sinks:
+            self.now = Now(row=t, used=used, turn=turn)
+            return
+        ring = self.capacity - self.sinks
+        shift = (t + 1 - self.capacity).clamp(min=0)
+        places = torch.arange(self.sinks, device=t.device) + shift
+        self.now = Now(
+            row=torch.where(t < self.sinks, t, self.sinks + (t - self.sinks) % ring),
+            used=used,
+            turn=turn,
+            sinks=SinksNow(
+                is_one=t < self.sinks,
+                row=t.clamp(max=self.sinks - 1),
+                turn=angles.at(places, dtype=keys.dtype, factor=self.factor),
+            ),
+        )
+
+    def put(self, layer: int, key: Tensor, raw: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The token at `position`, [B, 1, H, D], takes its row; returns the layer's keys and values."""
+        assert self.now is not None, "begin comes first"
         k, v = self.layers[layer]
-        row = self._row()
-        k.index_copy_(1, row, key)
-        v.index_copy_(1, row, value)
-        if self.sinks:
-            self.raw_sinks[layer].index_copy_(1, self._sink_row(), self._sink_key(layer, raw))
-            k[:, : self.sinks] = self._rotated_sinks(layer, angles=angles, dtype=k.dtype)
-        used = (self.position.device + 1).clamp(max=self.capacity).to(torch.int32)
-        return used.expand(k.shape[0]).contiguous()
-
-    def _row(self) -> Tensor:
-        t, ring = self.position.device, self.capacity - self.sinks
-        return torch.where(t < self.sinks, t, self.sinks + (t - self.sinks) % ring) if self.sinks else t
-
-    def _sink_row(self) -> Tensor:
-        return self.position.device.clamp(max=self.sinks - 1)
-
-    def _sink_key(self, layer: int, raw: Tensor) -> Tensor:
-        """The token's own key while it is a sink, else the one that lies there."""
-        there = self.raw_sinks[layer].index_select(1, self._sink_row())
-        return torch.where(self.position.device < self.sinks, raw, there)
-
-    def _rotated_sinks(self, layer: int, *, angles: Angles, dtype: torch.dtype) -> Tensor:
-        shift = (self.position.device + 1 - self.capacity).clamp(min=0)
-        places = torch.arange(self.sinks, device=shift.device) + shift
-        return rotated(self.raw_sinks[layer], angles.at(places, dtype=dtype, factor=self.factor))
+        k.index_copy_(1, self.now.row, key)
+        v.index_copy_(1, self.now.row, value)
+        if self.now.sinks is not None:
+            sinks, now = self.raw_sinks[layer], self.now.sinks
+            there = sinks.index_select(1, now.row)  # the last sink stays, once the token is none
+            sinks.index_copy_(1, now.row, torch.where(now.is_one, raw, there))
+            k[:, : self.sinks] = rotated(sinks, now.turn)
+        return k, v

@@ -14,7 +14,7 @@ from attnbench.models import loss
 from attnbench.models.attention import Attention, state_step
 from attnbench.models.blocks import Block, GatedLinearAttention, Kept, SoftmaxAttention, norm
 from attnbench.models.kept import TRAINED_LENGTH, WINDOW, CacheKind, Caches, Position, States
-from attnbench.models.layers import embedding, linear
+from attnbench.models.layers import Angles, embedding, linear
 from attnbench.models.shapes import SHAPES, Shape, family_of
 from attnbench.semantics import SINKS
 
@@ -57,6 +57,7 @@ class LanguageModel(nn.Module):
         self._loss_by = loss_by
         step = state_step(attention, device=device) if decodes and shape.family == "tnl" else None
         self.embedding = embedding(shape.vocabulary, shape.width, dtype=dtype)
+        self.angles = Angles(shape.head_dim // 2)  # LLaMA's rotation
         self.blocks = nn.ModuleList()
         for layer in range(shape.layers):
             mixer: GatedLinearAttention | SoftmaxAttention
@@ -65,7 +66,9 @@ class LanguageModel(nn.Module):
                     shape, layer=layer, attention=self.attention, step=step, dtype=dtype
                 )
             else:
-                mixer = SoftmaxAttention(shape, layer=layer, attention=self.attention, dtype=dtype)
+                mixer = SoftmaxAttention(
+                    shape, layer=layer, attention=self.attention, angles=self.angles, dtype=dtype
+                )
             block = Block(shape, mixer, dtype=dtype)
             self.blocks.append(_checkpointed(block, checkpointing, glu=shape.glu))
         self.norm = norm(shape, dtype=dtype)
@@ -130,7 +133,7 @@ class LanguageModel(nn.Module):
         room = tokens.shape[1] if isinstance(kept, States) else max(0, kept.capacity - kept.position.host)
         room = room if kept.position.host == 0 or isinstance(kept, States) else 0
         first, rest = tokens[:, :room], tokens[:, room:]
-        logits = None
+        logits: Tensor | None = None
         if first.shape[1]:
             x = self._embedded(first)
             for block in self.blocks:
@@ -145,6 +148,8 @@ class LanguageModel(nn.Module):
     def step(self, tokens: Tensor, kept: Kept) -> Tensor:
         """Take in one token of each sequence, [B]; the logits of the next, [B, vocabulary]. May be captured."""
         x = self._embedded(tokens[:, None])
+        if isinstance(kept, Caches):
+            kept.begin(self.angles)
         for block in self.blocks:
             x = block.step(x, kept)  # type: ignore[operator]
         kept.position.move(1)

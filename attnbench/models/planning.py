@@ -116,7 +116,7 @@ class InferencePlan:
         contexts = sorted(parse_sizes(list(self.seq_lens or _CONTEXTS[kind]), axis="--seq-len"))
         attentions = _attentions(self.attentions, kind=kind, but="lightning1")
         found = [
-            self._request(size=size, attention=attention, cache=cache, phase=phase, context=context)
+            self._request(kind, size=size, attention=attention, cache=cache, phase=phase, context=context)
             for phase in phases
             for size in _sizes(self.sizes, kind=kind)
             for attention in attentions
@@ -133,7 +133,7 @@ class InferencePlan:
         return found
 
     def _request(
-        self, *, size: str, attention: str, cache: str, phase: str, context: int
+        self, kind: Kind, *, size: str, attention: str, cache: str, phase: str, context: int
     ) -> InferenceRequest:
         batch = self.generate_batch if phase == "generate" else self.batch
         option = "--generate-batch" if phase == "generate" else "--batch"
@@ -148,7 +148,7 @@ class InferencePlan:
             new_tokens=parse_size(self.new_tokens, axis="--new-tokens"),
             batch=None if batch == "full" else parse_size(batch, axis=option),
             precision=_precision(self.precision, default="bf16", among=("bf16", "fp32")),
-            launch=Launch(self.launch),
+            launch=Launch(self.launch) if kind == "cuda" else Launch.EAGER,
             samples=self.samples,
             limit_s=self.limit_s,
             seed=self.seed,

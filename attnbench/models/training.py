@@ -162,7 +162,7 @@ def _run(
     Raises OutOfMemoryError, and CaseTimeoutError when no step fits before the deadline.
     """
     losses: list[Tensor] = []
-    step = _step(request, model, batch=batch, losses=losses, device=device)
+    step = _step(request, model, batch=batch, losses=losses, device=device, ranks=ranks)
     clock = open_clock(device=device, cache=Cache.HOT)
 
     def too_late(estimate_ms: float, *, calls: int = 1) -> bool:
@@ -202,6 +202,7 @@ def _step(
     batch: int,
     losses: list[Tensor],
     device: torch.device,
+    ranks: Ranks,
 ) -> Callable[[], None]:
     """A whole step over the same random tokens; its loss, mean over the micro-batches, goes into `losses`."""
     optimizer = torch.optim.AdamW(
@@ -211,8 +212,9 @@ def _step(
         weight_decay=0.1,
         fused=device.type == "cuda",
     )
+    torch.manual_seed(request.seed + ranks.rank)  # each rank has tokens of its own
     shape = (request.sequences, request.seq_len + 1)
-    tokens = torch.randint(SHAPES[request.size]["tnl"].vocabulary, shape, device=device)
+    tokens = torch.randint(model.shape.vocabulary, shape, device=device)
     pieces = tokens.split(batch)
 
     def step() -> None:
