@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="model",
     help="Whole models, TransNormerLLM and LLaMA: training steps, inference, loss curves.",
+    epilog=example("attnbench model train-step --size 1B --seq-len 1k,8k,64k --minutes 5"),
+    rich_markup_mode=None,
     no_args_is_help=True,
 )
 

@@ -50,7 +50,7 @@ class InferenceRequest:
     new_tokens: int
     batch: int | None
     precision: Precision
-    launch: Launch = Launch.GRAPH
+    launch: Launch = Launch.EAGER
     samples: int = 3  # of a prefill or a generation
     limit_s: float = 60.0
     seed: int = 0

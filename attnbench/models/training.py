@@ -16,7 +16,7 @@ from torch import Tensor
 from attnbench.case import Cache, Status
 from attnbench.measure.clock import now_s, open_clock, timestamp
 from attnbench.measure.environment import device_name
-from attnbench.measure.runner import failure
+from attnbench.measure.runner import failure, first_sentence
 from attnbench.measure.sampling import CaseTimeoutError
 from attnbench.measure.spans import Spans
 from attnbench.models import loss
@@ -128,7 +128,7 @@ def _measured(
                 found = _run(request, model, batch=batch, deadline=deadline, device=device, ranks=ranks)
                 break
             except torch.OutOfMemoryError as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_sentence(error)
             model.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
