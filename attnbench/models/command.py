@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attnbench.case import Status
 from attnbench.options import DeviceOption, Exit, Json, SeqLens, example, make_console, plain
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _say(line: str) -> None:
 
 
 def _end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Path, json_: bool) -> None:
-    """The table, what was found in words, and where it lies. Exit code 3 when nothing was measured."""
+    """The table, what was found in words, and where it lies. Exit code 3 when no case could be measured."""
     if json_:
         rows = [dataclasses.asdict(row) for row in outcome.rows]
         print(json.dumps({"rows": rows, "findings": list(sentences), "left": outcome.left}, indent=1))
@@ -308,7 +309,7 @@ def _end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: P
             print(f"\nRecords: {file}")
         if outcome.left:
             print(f"The time was up with {outcome.left} to go; the same command goes on with them.")
-    if not outcome.rows:
+    if not any(getattr(row, "status", Status.OK) == Status.OK for row in outcome.rows):
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 

@@ -74,7 +74,7 @@ def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, by: str) -> T
         )
     total = hidden.new_zeros((), dtype=torch.float32)
     for x, y in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
-        total = total + checkpoint(_summed, x, weight, y, use_reentrant=False)
+        total = total + checkpoint(_summed, x, weight, y, use_reentrant=False, preserve_rng_state=False)
     return total / len(targets)
 
 

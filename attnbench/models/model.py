@@ -186,11 +186,10 @@ def _checkpointed(block: nn.Module, how: Checkpointing, *, glu: int) -> nn.Modul
     if how == "none":
         return block
     if how == "full":
-        return checkpoint_wrapper(block)
+        return checkpoint_wrapper(block, preserve_rng_state=False)
     policy = functools.partial(_policy, glu)
-    return checkpoint_wrapper(
-        block, context_fn=functools.partial(create_selective_checkpoint_contexts, policy)
-    )
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    return checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=False)
 
 
 def _policy(glu: int, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
 import torch.distributed as dist
 
 from attnbench.case import Status
+from attnbench.executors.lock import device_lock
 from attnbench.measure.clock import now_s
 from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
@@ -29,7 +31,21 @@ def measure_together(
 
     A rank that runs out of memory by itself takes the others down when they have waited for it: the case is
     `crashed` when the same command is given again, and the run goes on behind it.
+
+    Raises UserError when another process times on the device, or the folder holds other devices' records.
     """
+    with device_lock(ranks.device.type) if ranks.rank == 0 else contextlib.nullcontext():
+        return _measure(requests, folder=folder, ranks=ranks, budget_s=budget_s, say=say)
+
+
+def _measure(
+    requests: Sequence[TrainRequest],
+    *,
+    folder: Folder[TrainStep],
+    ranks: Ranks,
+    budget_s: float | None,
+    say: Say,
+) -> Outcome[TrainStep]:
     environment = collect(ranks.device)
     if ranks.rank == 0:
         folder.open(device=environment["device"])

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attnbench.errors import UserError
+from attnbench.kernels import lightning_attention_2
 from attnbench.models import layers, loss
-from attnbench.models.attention import layer_slopes
+from attnbench.models.attention import advance, layer_slopes
 from attnbench.models.blocks import SoftmaxAttention
 from attnbench.models.kept import TRAINED_LENGTH
 from attnbench.models.model import CHECKPOINTING, Checkpointing, LanguageModel, build
@@ -84,6 +85,24 @@ def test_prefill_and_decode_equal_the_full_forward(
         for t in range(done, 40):
             torch.testing.assert_close(model.step(tokens[:, t], kept), expected[:, t], rtol=1e-4, atol=1e-5)
     assert kept.bytes == before
+
+
+def test_a_prefill_on_the_cpu_is_that_of_the_kernel() -> None:
+    """The kernel, in Triton's interpreter, and the matrix products that stand in for it, from the same state."""
+    q, k = (torch.randn(2, 37, 2, 32) for _ in range(2))
+    v, state = torch.randn(2, 37, 2, 16), torch.randn(2, 2, 32, 16)
+    slopes = layer_slopes(2, layer=0, layers=2)
+    o, after = lightning_attention_2(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        slopes,
+        initial_state=state,
+        return_state=True,
+    )
+    found = advance(q, k, v, state, slopes=slopes)
+    torch.testing.assert_close(found, o.transpose(1, 2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, after, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_layer_has_keys_of_twice_the_value_dim() -> None:
