@@ -51,6 +51,7 @@ COMMANDS = (
     "check",
     "noise",
     "bisect",
+    "profile",
     "import",
     "env",
 )

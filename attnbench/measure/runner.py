@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,7 +181,7 @@ class _Bench:
         checked = self._first_call(calls, clock=clock)
         if checked.status is not Status.OK:
             return checked
-        call = _launched(calls.timed(self.case.workload), launch=self.protocol.launch)
+        call = launched(calls.timed(self.case.workload), launch=self.protocol.launch)
         done = checked
         if not self.proof_only:
             done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
@@ -233,7 +235,7 @@ class _Bench:
         return None if target is None else load_target(target)(self.case, self.device)
 
 
-def _launched(call: Call, *, launch: Launch) -> Call:
+def launched(call: Call, *, launch: Launch) -> Call:
     """The call as it is timed: as it stands, or captured once and replayed as a CUDA graph."""
     if launch is Launch.EAGER:
         return call
@@ -242,9 +244,21 @@ def _launched(call: Call, *, launch: Launch) -> Call:
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with _uncollected(), torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Garbage goes before, and none is collected within: what it frees on the device, such as another case's graph,
+    would break a capture."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, Any]:

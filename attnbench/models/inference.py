@@ -13,7 +13,7 @@ from torch import Tensor
 from attnbench.case import Cache, Launch, Status
 from attnbench.measure.clock import Clock, now_s, open_clock, timestamp
 from attnbench.measure.environment import device_name
-from attnbench.measure.runner import failure
+from attnbench.measure.runner import failure, launched
 from attnbench.measure.sampling import CaseTimeoutError
 from attnbench.models.attention import UnsupportedError
 from attnbench.models.device import clean, peak_bytes, timing
@@ -216,24 +216,16 @@ class _Bench:
     def _tokens(self, count: int) -> Tensor:
         return torch.randint(self.request.shape.vocabulary, (self.batch, count), device=self.device)
 
-    def _step(self, token: Tensor) -> Callable[[], None]:
+    def _step(self, token: Tensor) -> Callable[[], object]:
         """Take `token` [B] in and replace it by the next one: as calls, or as a CUDA graph of them."""
 
         def step() -> None:
             token.copy_(self.model.step(token, self.kept).argmax(-1))
 
-        if self.request.launch is not Launch.GRAPH:
-            return step
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(
-                2
-            ):  # what is made once (workspaces, compiled kernels) must not be made in the capture
-                self.kept.clear()
-                step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        if (
+            self.device.type == "cuda"
+        ):  # what is made once (workspaces, compiled kernels) is not made in a capture
+            self.kept.clear()
             step()
-        return graph.replay
+            torch.cuda.synchronize(self.device)
+        return launched(step, launch=self.request.launch)
