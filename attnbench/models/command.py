@@ -159,14 +159,17 @@ def inference(
     prompt: Annotated[str, typer.Option("--prompt", help="Tokens put in before a generation.")] = "512",
     new_tokens: Annotated[
         str, typer.Option("--new-tokens", help="Tokens put out for each sequence of a generation.")
-    ] = "1k",
+    ] = "256",
     generate_batch: Annotated[
         str, typer.Option("--generate-batch", help="Sequences of a generation; full: as memory allows.")
     ] = "full",
     launch: Annotated[
         str, typer.Option("--launch", help="A step of decode: graph (CUDA graph; on a GPU) or eager.")
     ] = "graph",
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Of a prefill or a generation.")] = 3,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, help="Default: 3 of a prefill, 1 of a generation."),
+    ] = None,
     precision: PrecisionOption = None,
     limit_s: LimitS = 60.0,
     minutes: Minutes = None,

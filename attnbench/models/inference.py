@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -51,7 +52,7 @@ class InferenceRequest:
     batch: int | None
     precision: Precision
     launch: Launch = Launch.EAGER
-    samples: int = 3  # of a prefill or a generation
+    samples: int = 3  # of a prefill or a generation, as far as the limit has time for them
     limit_s: float = 60.0
     seed: int = 0
 
@@ -186,9 +187,15 @@ class _Bench:
             for _ in range(self.request.new_tokens - 1):  # the prompt's own logits give the first
                 step()
 
-        self.model.prefill(prompt[: self._rows(prompt)], self.kept.rows(slice(0, self._rows(prompt))))
-        step()  # both halves are warm
-        return self._samples(call, estimate_ms=0.0), self.batch * self.request.new_tokens
+        def first_piece() -> None:
+            self.kept.clear()
+            self.model.prefill(prompt[:rows], self.kept.rows(slice(0, rows)))
+
+        rows = self._rows(prompt)
+        first_piece()  # now it is warm, as the step is
+        taking_in = self.clock.once(first_piece) * math.ceil(self.batch / rows)
+        estimate = taking_in + self.clock.once(step) * (self.request.new_tokens - 1)
+        return self._samples(call, estimate_ms=estimate), self.batch * self.request.new_tokens
 
     def _prefill_in_pieces(self, prompt: Tensor, *, into: Tensor) -> None:
         """A few sequences at a time: the activations of all would not fit beside what is kept of them."""
@@ -204,7 +211,9 @@ class _Bench:
     def _samples(self, call: Callable[[], None], *, estimate_ms: float) -> list[float]:
         """Samples while there is time. Raises CaseTimeoutError when there is none for the first."""
         if self._late(estimate_ms):
-            raise CaseTimeoutError(f"a call takes {estimate_ms / 1e3:.2f} s: no second one fits the limit")
+            raise CaseTimeoutError(
+                f"a call takes about {estimate_ms / 1e3:.2f} s, too long for the limit of {self.request.limit_s:g} s"
+            )
         samples = self.clock.batch(call, 1)
         while len(samples) < self.request.samples and not self._late(samples[-1]):
             samples += self.clock.batch(call, 1)

@@ -99,7 +99,7 @@ class InferencePlan:
     new_tokens: str
     generate_batch: str
     launch: str
-    samples: int
+    samples: int | None
     precision: str | None
     limit_s: float
     seed: int
@@ -149,7 +149,7 @@ class InferencePlan:
             batch=None if batch == "full" else parse_size(batch, axis=option),
             precision=_precision(self.precision, default="bf16", among=("bf16", "fp32")),
             launch=Launch(self.launch) if kind == "cuda" else Launch.EAGER,
-            samples=self.samples,
+            samples=self.samples or (1 if phase == "generate" else 3),
             limit_s=self.limit_s,
             seed=self.seed,
         )

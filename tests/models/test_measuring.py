@@ -119,6 +119,14 @@ def test_each_phase_is_recorded_whole(phase: Any, attention: str, cache: Any) ->
     assert row.tokens_per_s == pytest.approx(tokens / row.median_ms * 1e3)
 
 
+def test_a_generation_that_would_not_fit_the_limit_is_not_begun() -> None:
+    request = dataclasses.replace(DECODE, phase="generate", new_tokens=10**6, limit_s=5.0)
+    row = measure_inference(request, device=CPU)
+    assert row.status == "timeout"
+    assert row.reason is not None
+    assert row.reason.startswith("a call takes about ")
+
+
 def test_a_state_is_as_large_at_any_context_and_a_cache_is_not() -> None:
     def kept(**changes: Any) -> int | None:
         return measure_inference(dataclasses.replace(DECODE, **changes), device=CPU).kept_bytes
