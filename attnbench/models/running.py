@@ -15,7 +15,7 @@ from attnbench.executors.lock import device_lock
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
-from attnbench.models.records import KINDS, Loss, R
+from attnbench.models.records import KINDS, Loss, R, TrainStep
 
 _GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
 LEAST_S = 5.0  # of budget, below which no case is begun
@@ -167,12 +167,16 @@ class Run(Generic[R]):
                 log=self.folder.log,
                 inherit=self._lock,
                 module="attnbench.models.worker",
-                interpreter=Interpreter(
-                    variables={k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
-                ),
+                interpreter=Interpreter(variables=self._variables()),
             )
             self._worker.environment["command"] = sys.argv[1:]
         return self._worker
+
+    def _variables(self) -> dict[str, str]:
+        """Of a worker that trains; the captured graphs of inference are left with the allocator as it is."""
+        if self.folder.kind is not TrainStep:
+            return {}
+        return {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
 
 
 _CUT = "the budget ended"
