@@ -13,6 +13,7 @@ import typer
 
 from attnbench.errors import UserError
 from attnbench.gate.commands import bisect, check, noise
+from attnbench.models.command import app as models
 from attnbench.options import (
     AllowDifferent,
     DeviceOption,
@@ -503,6 +504,7 @@ def compare(
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
+app.add_typer(models)
 app.command(epilog=_example("attnbench profile lightning2 --seq-len 8k --workload bwd -o profiles"))(profile)
 app.command(epilog=_example("attnbench noise ci"))(noise)
 app.command(epilog=_example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)

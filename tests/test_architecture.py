@@ -39,15 +39,17 @@ LAYERS = (
         "importing",
         "report",
         "watching",
+        "models",
     },
     {"cli"},
     {"__main__"},
 )
 IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry names them, nobody imports them,
-TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
+# but for the tuner, whose subject they are, and the models, which hand states on: no row of the table does that.
+TUNES = {"tuning": {"kernels"}, "models": {"kernels"}}
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling", "models"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
@@ -204,6 +206,7 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
         ["sweep", "--help"],
         ["tune", "--help"],
         ["compare", "--help"],
+        ["model", "train-step", "--help"],
         ["profile", "--help"],
     ],
     ids=" ".join,

@@ -590,7 +590,7 @@ def test_a_replayed_step_goes_on_from_the_state_that_the_last_one_left() -> None
     calls = prepare(case, provider=provider, semantics=semantics, device=torch.device("cuda"), seed=0)
     assert isinstance(calls, DecodeCalls)
     calls.inference()
-    replay = runner._launched(lambda: calls.timed(Workload.DECODE), launch=Launch.GRAPH)
+    replay = runner.launched(lambda: calls.timed(Workload.DECODE), launch=Launch.GRAPH)
     for _ in range(3):
         expected = expect_step(case, calls=calls, semantics=semantics, device=torch.device("cuda"))
         replay()
@@ -615,7 +615,7 @@ def test_fla_decodes_on_the_card(launch: Launch) -> None:
     calls = DecodeCalls(inputs=i, step=step, names=KEPT["state"])
     expected = expect_step(case, calls=calls, semantics=SEMANTICS["decay-linear"], device=device)
     assert judge_step(case, got=calls.outputs(), calls=calls, expected=expected).fault is None
-    runner._launched(lambda: calls.timed(Workload.DECODE), launch=launch)()
+    runner.launched(lambda: calls.timed(Workload.DECODE), launch=launch)()
     torch.cuda.synchronize()
 
 

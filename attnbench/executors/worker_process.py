@@ -53,14 +53,20 @@ class WorkerProcess:
     """One worker. It sits in a session of its own, so that Ctrl-C reaches the parent alone."""
 
     def __init__(
-        self, *, device: str, log: Path, inherit: int | None = None, interpreter: Interpreter = HERE
+        self,
+        *,
+        device: str,
+        log: Path,
+        inherit: int | None = None,
+        interpreter: Interpreter = HERE,
+        module: str = "attnbench.measure.worker",  # what serves in it: a caller of `attnbench.measure.worker.serve`
     ) -> None:
         self._log = log
         self._pending = b""
         with log.open("ab") as stderr:
             self._log_start = stderr.tell()
             self._process = subprocess.Popen(
-                [*interpreter.command, "-m", "attnbench.measure.worker", device],
+                [*interpreter.command, "-m", module, device],
                 env=interpreter.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -71,16 +71,9 @@ def measure(
             proof_only=proof_only,
         )
         done = bench.verified() if verify_only else bench.measured(ceilings=ceilings)
-    except CaseTimeoutError as error:
-        done = replace(blank, status=Status.TIMEOUT, reason=str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        done = replace(blank, status=Status.OOM, reason=first_sentence(error))
-    except (
-        Exception
-    ) as error:  # the mechanism's own fault, whatever it is: a row with a reason, and the sweep goes on
-        out_of_memory = any(words in str(error) for words in _HOST_OUT_OF_MEMORY)
-        status = Status.OOM if out_of_memory else _status_of(error)
-        done = replace(blank, status=status, reason=f"{type(error).__name__}: {first_sentence(error)}")
+    except Exception as error:  # whatever it is: a row with a reason, and the sweep goes on
+        status, reason = failure(error)
+        done = replace(blank, status=status, reason=reason)
     if done.status is not Status.OK:
         gc.collect()  # an exception's frames may hold tensors in a cycle
     return replace(done, phases_s=phases.seconds)
@@ -93,10 +86,20 @@ def first_sentence(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _status_of(error: Exception) -> Status:
-    """An import that fails or a form that a library refuses is `unsupported`; the rest is an `error`."""
+def failure(error: Exception) -> tuple[Status, str]:
+    """How a measurement ended that raised, and why.
+
+    An import that fails or a form that a library refuses is `unsupported`; what is not known is an `error`.
+    """
+    if isinstance(error, CaseTimeoutError):
+        return Status.TIMEOUT, str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return Status.OOM, first_sentence(error)
+    reason = f"{type(error).__name__}: {first_sentence(error)}"
+    if any(words in str(error) for words in _HOST_OUT_OF_MEMORY):
+        return Status.OOM, reason
     refused = isinstance(error, (ImportError, NotImplementedError)) or "No available kernel" in str(error)
-    return Status.UNSUPPORTED if refused else Status.ERROR
+    return Status.UNSUPPORTED if refused else Status.ERROR, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,7 @@ class _Bench:
         if checked.status is not Status.OK:
             return checked
         make = partial(calls.timed, self.case.workload)
-        call = _launched(make, launch=self.protocol.launch)
+        call = launched(make, launch=self.protocol.launch)
         del make
         done = checked
         if not self.proof_only:
@@ -235,7 +238,7 @@ class _Bench:
         return None if target is None else load_target(target)(self.case, self.device)
 
 
-def _launched(make: Callable[[], Call], *, launch: Launch) -> Call:
+def launched(make: Callable[[], Call], *, launch: Launch) -> Call:
     """The call as it is timed: as it stands, or captured once and replayed as a CUDA graph."""
     if launch is Launch.EAGER:
         return make()

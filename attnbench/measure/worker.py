@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import psutil
@@ -30,7 +31,15 @@ _HOST_MEMORY_SHARE = 0.85
 
 
 def main() -> None:
-    """Serve until stdin closes: it does when the parent ends, however it ends."""
+    """Measure cases."""
+    serve(_answer)
+
+
+def serve(answer_to: Callable[[dict[str, Any], torch.device], dict[str, Any]]) -> None:
+    """Answer each message until stdin closes: it does when the parent ends, however it ends.
+
+    The process's first argument is the device. It ends by itself after an answer with a true "lost_device".
+    """
     messages, answers = _private_stdin(), _private_stdout()
     device = pick_device(sys.argv[1])
     if device.type == "cpu":
@@ -40,13 +49,13 @@ def main() -> None:
     _send(answers, {"hello": collect(device)})
     for line in messages:
         message = json.loads(line)
-        answer = _answer(message, device=device)
+        answer = answer_to(message, device)
         _send(answers, answer)
         if answer.get("lost_device"):
             sys.exit(0)  # the parent starts a fresh worker
 
 
-def _answer(message: dict[str, Any], *, device: torch.device) -> dict[str, Any]:
+def _answer(message: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if "ceilings" in message and "measure" not in message:
         return {"ceilings": measure_ceilings(device).as_dict()}
     ceilings = message["ceilings"]
@@ -57,12 +66,12 @@ def _answer(message: dict[str, Any], *, device: torch.device) -> dict[str, Any]:
         ceilings=None if ceilings is None else Ceilings(**ceilings),
         **{option: bool(message.get(option, False)) for option in OPTIONS},
     )
-    lost = measurement.status is Status.ERROR and _device_is_lost(device)
+    lost = measurement.status is Status.ERROR and device_is_lost(device)
     row = store.row(measurement, run_id=message["run_id"])
     return {"row": row, "phases_s": dict(measurement.phases_s), "lost_device": lost}
 
 
-def _device_is_lost(device: torch.device) -> bool:
+def device_is_lost(device: torch.device) -> bool:
     """After an illegal access nothing on the device works any more."""
     if device.type != "cuda":
         return False

@@ -1,0 +1,67 @@
+"""Several GPUs: FSDP2 with one process each, as torchrun starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from attnbench.models.model import LanguageModel
+
+_PATIENCE: Final = datetime.timedelta(minutes=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls, device: torch.device) -> Ranks:
+        return cls(rank=0, count=1, device=device)
+
+    def shard(self, model: LanguageModel) -> None:
+        """Cut the parameters of each block, and of the rest, over the ranks (FSDP2). Alone: nothing."""
+        if self.count == 1:
+            return
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+
+    def any(self, here: bool) -> bool:
+        """Is it so on any rank? All ranks ask together: they must go the same way."""
+        if self.count == 1:
+            return here
+        flag = torch.tensor(int(here), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def launched() -> bool:
+    """Did torchrun start this process?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextlib.contextmanager
+def joined(kind: str) -> Iterator[Ranks]:
+    """The process group of torchrun's processes, on a GPU each ("cuda", NCCL) or on the CPU (gloo)."""
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # A rank that ran out of memory leaves the others waiting: not for longer than this.
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,186 @@
+"""Hand requests to a worker process, keep what it answers, and stop before the time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol
+
+from attnbench.case import Status
+from attnbench.executors.lock import device_lock
+from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
+from attnbench.measure.clock import now_s
+from attnbench.models.folder import Folder
+from attnbench.models.records import KINDS, Loss, R, TrainStep
+
+_GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
+LEAST_S = 5.0  # of budget, below which no case is begun
+# With fixed segments a long step may fail for want of one large piece, with enough free in small ones.
+_ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+class Request(Protocol):
+    """What the three kinds of requests share."""
+
+    @property
+    def case_id(self) -> str: ...
+    @property
+    def limit_s(self) -> float: ...
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[R]):
+    """What a run ended with: its rows in the order asked for, and why others are missing."""
+
+    rows: Sequence[R]
+    missing: Sequence[str]  # sentences: of losses that could not be had
+    left: int  # cases that the budget had no time for
+
+
+@dataclass
+class Run(Generic[R]):
+    """Requests of one kind, in the order in which they are measured.
+
+    series: of a request, what it shares with those that differ from it in length alone; once one of them took too
+    long, longer ones are not attempted. blank: the record of a request of which nothing is known.
+    """
+
+    folder: Folder[R]
+    device: str
+    budget_s: float | None
+    series: Callable[[Any], tuple[object, ...]]
+    blank: Callable[[Any], R]
+    say: Say
+    describe: Callable[[R], str]
+    _worker: WorkerProcess | None = None
+    _lock: int | None = None
+    _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def measure(self, requests: Sequence[Any]) -> Outcome[R]:
+        """Measure those that the folder lacks; it is merged in the end, however that comes.
+
+        Raises UserError when another process times on the device, or the folder holds other devices' records.
+        """
+        begun = now_s()
+        done = self.folder.done()
+        todo = [request for request in requests if request.case_id not in done]
+        missing: list[str] = []
+        left = 0
+        try:
+            with self._running() if todo else contextlib.nullcontext():
+                for count, request in enumerate(todo):
+                    remaining = None if self.budget_s is None else self.budget_s - (now_s() - begun)
+                    if remaining is not None and remaining < LEAST_S:
+                        left = len(todo) - count
+                        break
+                    reason = self._case(request, remaining=remaining)
+                    if reason is _CUT:
+                        left = len(todo) - count
+                        break
+                    if reason is not None:
+                        missing.append(f"{request.case_id}: {reason}")
+                    self._tell(request, reason, count=count + 1, total=len(todo), begun=begun)
+        finally:
+            if self.folder.done():
+                self.folder.merge()
+        return Outcome(rows=self.folder.rows([r.case_id for r in requests]), missing=missing, left=left)
+
+    def _case(self, request: Any, *, remaining: float | None) -> str | None:
+        """Measure one case and keep it. Returns why there is nothing to keep: None, a reason, or _CUT."""
+        longer = self._overlong.get(self.series(request))
+        if longer is not None:
+            return self._keep_failed(request, Status.TIMEOUT, f"not attempted: {longer}")
+        limit = request.limit_s if remaining is None else min(request.limit_s, remaining)
+        message = {
+            "kind": KINDS[self.folder.kind],
+            "request": dataclasses.asdict(dataclasses.replace(request, limit_s=limit)),
+        }
+        try:
+            reply = self._ready().ask(message, limit_s=limit + _GRACE_S)
+        except WorkerDiedError as error:
+            self._worker = None
+            return self._keep_failed(request, Status.CRASHED, str(error))
+        except WorkerHungError as error:
+            self._worker = None
+            if limit < request.limit_s:
+                return _CUT
+            reason = f"{error}: the worker was ended"
+            self._overlong[self.series(request)] = f"a shorter one took too long ({reason})"
+            return self._keep_failed(request, Status.TIMEOUT, reason)
+        rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
+        timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
+        if timeouts and limit < request.limit_s:
+            return _CUT  # the budget's fault, not the case's: the next sitting measures it
+        if timeouts:
+            self._overlong[self.series(request)] = f"a shorter one took too long ({timeouts[0]})"
+        if rows:
+            self.folder.keep(request.case_id, rows, environment=self._ready().environment)
+        if reply["lost_device"]:
+            self._ready().end()
+            self._worker = None
+        reason_text: str | None = reply["reason"]
+        return reason_text
+
+    def _keep_failed(self, request: Any, status: Status, reason: str) -> str | None:
+        if self.folder.kind is Loss:
+            return reason
+        row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)  # type: ignore[call-arg]
+        self.folder.keep(request.case_id, [row], environment=self._ready().environment)
+        return None
+
+    def _tell(self, request: Any, reason: str | None, *, count: int, total: int, begun: float) -> None:
+        rows = self.folder.rows([request.case_id])
+        what = self.describe(rows[-1]) if rows else f"{request.case_id}: {reason}"
+        left = (now_s() - begun) / count * (total - count)
+        self.say(f"[{count}/{total}] {what}" + (f" (about {left:.0f} s left)" if count < total else ""))
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """The device to ourselves, and no worker left behind."""
+        with device_lock(self.device) as self._lock:
+            try:
+                environment = self._ready().environment
+                self.folder.open(device=environment["device"])
+                yield
+            except BaseException:
+                if self._worker is not None:
+                    self._worker.kill()
+                raise
+            else:
+                if self._worker is not None:
+                    self._worker.end()
+            finally:
+                self._worker = None
+
+    def _ready(self) -> WorkerProcess:
+        if self._worker is None or not self._worker.alive:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self._worker = WorkerProcess(
+                device=self.device,
+                log=self.folder.log,
+                inherit=self._lock,
+                module="attnbench.models.worker",
+                interpreter=Interpreter(variables=self._variables()),
+            )
+            self._worker.environment["command"] = sys.argv[1:]
+        return self._worker
+
+    def _variables(self) -> dict[str, str]:
+        """Of a worker that trains; the captured graphs of inference are left with the allocator as it is."""
+        if self.folder.kind is not TrainStep:
+            return {}
+        return {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
+
+
+_CUT = "the budget ended"
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}

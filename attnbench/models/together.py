@@ -1,0 +1,81 @@
+"""Training steps under torchrun: all processes measure the same cases, and the first of them keeps the records."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from attnbench.case import Status
+from attnbench.executors.lock import device_lock
+from attnbench.measure.clock import now_s
+from attnbench.measure.environment import collect
+from attnbench.models.distributed import Ranks
+from attnbench.models.folder import Folder
+from attnbench.models.records import TrainStep
+from attnbench.models.running import LEAST_S, Outcome, Say
+from attnbench.models.training import TrainRequest, measure_train_step
+
+
+def measure_together(
+    requests: Sequence[TrainRequest],
+    *,
+    folder: Folder[TrainStep],
+    ranks: Ranks,
+    budget_s: float | None,
+    say: Say,
+) -> Outcome[TrainStep]:
+    """Measure what the folder lacks, on all ranks; what is returned counts on the first of them alone.
+
+    A rank that runs out of memory by itself takes the others down when they have waited for it: the case is
+    `crashed` when the same command is given again, and the run goes on behind it.
+
+    Raises UserError when another process times on the device, or the folder holds other devices' records.
+    """
+    with device_lock(ranks.device.type) if ranks.rank == 0 else contextlib.nullcontext():
+        return _measure(requests, folder=folder, ranks=ranks, budget_s=budget_s, say=say)
+
+
+def _measure(
+    requests: Sequence[TrainRequest],
+    *,
+    folder: Folder[TrainStep],
+    ranks: Ranks,
+    budget_s: float | None,
+    say: Say,
+) -> Outcome[TrainStep]:
+    environment = collect(ranks.device)
+    if ranks.rank == 0:
+        folder.open(device=environment["device"])
+    begun = now_s()
+    left = 0
+    for request in requests:
+        if ranks.any(budget_s is not None and now_s() - begun > budget_s - LEAST_S):
+            left += 1
+            continue
+        if not ranks.any(ranks.rank == 0 and _to_do(request, folder, environment=environment)):
+            continue
+        row = measure_train_step(request, device=ranks.device, ranks=ranks)
+        if ranks.rank == 0:
+            folder.keep(request.case_id, [row], environment=environment)
+            say(f"{request.case_id}: {row.status}" + (f": {row.reason}" if row.reason else ""))
+    dist.barrier()
+    if ranks.rank == 0 and folder.done():
+        folder.merge()
+    done = folder.rows([request.case_id for request in requests]) if ranks.rank == 0 else []
+    return Outcome(rows=done, missing=[], left=left)
+
+
+def _to_do(request: TrainRequest, folder: Folder[TrainStep], *, environment: dict[str, object]) -> bool:
+    """Is a case still to be measured? One at which the processes ended before is not: it becomes a row now."""
+    if request.case_id in folder.done():
+        return False
+    if folder.unfinished(request.case_id):
+        reason = "the processes ended during this case, as they do when one of them runs out of memory"
+        row = dataclasses.replace(request.blank(), status=str(Status.CRASHED), reason=reason)
+        folder.keep(request.case_id, [row], environment=environment)
+        return False
+    folder.begin(request.case_id)
+    return True

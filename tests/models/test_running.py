@@ -1,0 +1,214 @@
+"""Runs of models: resumption, budgets, workers that die or hang, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from attnbench.cli import app
+from attnbench.errors import UserError
+from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError
+from attnbench.models import findings, planning, records, running
+from attnbench.models.folder import Folder
+from attnbench.models.records import Loss, TrainStep
+from attnbench.models.running import Outcome, Run
+from attnbench.models.training import TrainRequest
+
+Reply = Callable[[dict[str, Any]], dict[str, Any]]
+BASE = TrainRequest(
+    size="tiny", attention="lightning2", seq_len=1, tokens=64, checkpointing="none", precision="fp32", limit_s=60,
+)  # fmt: skip
+REQUESTS = [dataclasses.replace(BASE, seq_len=n) for n in (16, 32, 64)]
+
+
+class FakeWorker:
+    """Answers as it is told; counts how many were started."""
+
+    started = 0
+    reply: Reply
+    alive = True
+    device = "a card"
+
+    def __init__(self, **_: Any) -> None:
+        type(self).started += 1
+        self.environment: dict[str, Any] = {"device": type(self).device}
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        return type(self).reply(message)
+
+    def end(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def _fine(message: dict[str, Any], **values: Any) -> dict[str, Any]:
+    row = TrainRequest(**message["request"]).blank()
+    row = dataclasses.replace(row, **{"tokens_per_s": 1.0, "median_ms": 2.0, **values})
+    return {"rows": [dataclasses.asdict(row)], "reason": None, "lost_device": False}
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    class Own(FakeWorker):
+        reply = staticmethod(_fine)
+
+    monkeypatch.setattr(running, "WorkerProcess", Own)
+    return Own
+
+
+def _run(
+    path: Path, requests: Sequence[TrainRequest] = REQUESTS, *, budget_s: float | None = None
+) -> Outcome[TrainStep]:
+    run = Run(
+        folder=Folder(path=path, kind=TrainStep),
+        device="cpu",
+        budget_s=budget_s,
+        series=planning.train_series,
+        blank=lambda request: request.blank(),
+        say=lambda line: None,
+        describe=findings.train_line,
+    )
+    return run.measure(requests)
+
+
+def _statuses(outcome: Outcome[TrainStep]) -> list[str]:
+    return [row.status for row in outcome.rows]
+
+
+def test_a_run_goes_on_where_it_stopped_and_repeats_nothing(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    asked = []
+
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        asked.append(message["request"]["seq_len"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return _fine(message)
+
+    worker.reply = staticmethod(reply)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path)
+    assert [row.seq_len for row in records.read(tmp_path, kind=TrainStep)] == [16]
+    assert _statuses(_run(tmp_path)) == ["ok"] * 3
+    assert asked == [16, 32, 32, 64]
+    count = worker.started
+    assert len(_run(tmp_path).rows) == 3
+    assert worker.started == count  # nothing to do: nothing starts
+    assert records.read_environment(tmp_path, kind=TrainStep)["device"] == "a card"
+
+
+def test_a_worker_that_dies_costs_its_case(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        if message["request"]["seq_len"] == 32:
+            raise WorkerDiedError("the worker process ended with signal SIGKILL")
+        return _fine(message)
+
+    worker.reply = staticmethod(reply)
+    outcome = _run(tmp_path)
+    assert _statuses(outcome) == ["ok", "crashed", "ok"]
+    assert outcome.rows[1].reason == "the worker process ended with signal SIGKILL"
+    assert worker.started == 2
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "says so"])
+def test_what_is_longer_than_a_timeout_is_not_attempted(
+    hangs: bool, tmp_path: Path, worker: type[FakeWorker]
+) -> None:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        if message["request"]["seq_len"] == 16:
+            return _fine(message)
+        if hangs:
+            raise WorkerHungError("no answer within 90 s")
+        return _fine(message, status="timeout", reason="a step takes 70 s", tokens_per_s=None)
+
+    worker.reply = staticmethod(reply)
+    outcome = _run(tmp_path)
+    assert _statuses(outcome) == ["ok", "timeout", "timeout"]
+    assert outcome.rows[2].reason is not None
+    assert outcome.rows[2].reason.startswith("not attempted: a shorter one took too long (")
+
+
+def test_a_budget_stops_before_a_case_and_blames_no_case(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    assert _run(tmp_path, budget_s=1.0).left == 3
+    limits = []
+
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        limits.append(message["request"]["limit_s"])
+        return _fine(message, status="timeout", reason="cut", tokens_per_s=None)
+
+    worker.reply = staticmethod(reply)
+    outcome = _run(tmp_path, budget_s=20.0)
+    assert (outcome.left, list(outcome.rows)) == (3, [])
+    assert limits == [pytest.approx(20, abs=5)]
+
+
+def test_records_of_another_device_are_not_mixed(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    _run(tmp_path, REQUESTS[:1])
+    worker.device = "another card"
+    with pytest.raises(UserError, match="holds train-step records of a card, and this is another card"):
+        _run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train-step", "--size", "2B"], "unknown size '2B'; "),
+        (["train-step", "-a", "lightening2"], "did you mean 'lightning2'?"),
+        (["train-step", "-a", "gla"], "attention 'gla' computes"),
+        (["train-step", "--checkpointing", "ful"], "did you mean 'full'?"),
+        (["train-step", "--loss", "fla"], "loss 'fla' is not available: it needs a CUDA device"),
+        (["train-step", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["train-step", "--seq-len", "0"], "--seq-len: expected a positive whole number"),
+        (["inference", "--cache", "kv", "-a", "lightning2"], "no attention of lightning2 keeps kv"),
+        (["inference", "--batch", "many"], "--batch: expected a positive whole number"),
+        (["losses", "--task", "texts"], "did you mean 'text'?"),
+        (["losses", "--task", "text", "--seq-len", "1M"], "--seq-len: expected at most 10,"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["model", *words, "--device", "cpu", "-o", str(tmp_path / "out")])
+    assert isinstance(found.exception, UserError)
+    assert sentence in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_measures_in_a_process_of_its_own(tmp_path: Path) -> None:
+    words = (
+        "model losses --task text --steps 2 --seq-len 16 --batch 1 -a sdpa -a flash2 --device cpu --json -o"
+    )
+    found = CliRunner().invoke(app, [*words.split(), str(tmp_path)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert [row["step"] for row in told["rows"]] == [0, 1]
+    assert told["findings"] == [
+        "Not measured: losses.tiny.flash2.text.N16.B1.S2.fp32.seed0: no provider for cpu; it runs on cuda"
+    ]
+    assert [row.loss for row in records.read(tmp_path, kind=Loss)] == [row["loss"] for row in told["rows"]]
+
+
+def test_findings_name_the_faster_one_at_the_longest_common_length() -> None:
+    def line(attention: str, speeds: dict[int, float | None]) -> list[TrainStep]:
+        blanks = [dataclasses.replace(BASE, attention=attention, seq_len=n).blank() for n in speeds]
+        return [
+            dataclasses.replace(b, tokens_per_s=s)
+            if s
+            else dataclasses.replace(b, status="oom", reason="full")
+            for b, s in zip(blanks, speeds.values(), strict=True)
+        ]
+
+    rows = line("lightning2", {1024: 50e3, 4096: 49e3, 8192: 50e3}) + line(
+        "sdpa", {1024: 60e3, 4096: 7e3, 8192: None}
+    )
+    assert findings.train_sentences(rows) == [
+        "tiny, checkpointing none: lightning2 runs at 49.0 k tokens/s to 50.0 k tokens/s from 1,024 to 8,192 tokens, "
+        "1.02× from end to end.",
+        "tiny, checkpointing none: sdpa runs at 7.00 k tokens/s to 60.0 k tokens/s from 1,024 to 4,096 tokens, "
+        "8.57× from end to end.",
+        "tiny, checkpointing none: at 4,096 tokens lightning2 trains at 7.00× the speed of sdpa.",
+        "Not measured: train.tiny.sdpa.N8192.T8192.none.fp32: oom: full",
+    ]
