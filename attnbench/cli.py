@@ -560,6 +560,61 @@ def report(
         )
 
 
+@app.command(epilog=_example("attnbench paper fig3 --run results/h200/paper-fig3.parquet -o figures"))
+def paper(
+    figure: Annotated[
+        str, typer.Argument(help="A figure or table (see: attnbench paper list), `all`, or `list`.")
+    ],
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run", help="Take recorded runs and measure nothing: a run, or a folder of runs by name."
+        ),
+    ] = None,
+    gpu_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-budget", help="Minutes of measuring; the same command goes on with what is left."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of figures and tables, and of what is measured; default: runs/paper."
+        ),
+    ] = None,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a figure of the Lightning Attention papers: published points hollow, measured ones solid.
+
+    Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
+    figure and a summary. Without a GPU and without --run the published points are drawn alone.
+
+    Exit code 3 if the budget ended before everything was measured.
+    """
+    from attnbench.paper import command
+    from attnbench.paper.telling import print_figures, print_list
+
+    if figure.lower() == "list":
+        print_list(command.listing(), json_=json_)
+        return
+    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
+    from attnbench.measure.environment import pick_device
+
+    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    done = command.reproduce(
+        wanted,
+        device=kind,
+        can_measure=kind == "cuda" or device == "cpu",
+        console=_console(stderr=True),
+        tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+    )
+    print_figures(done, folder=wanted.out, json_=json_)
+    if any(each.left for each in done):
+        raise typer.Exit(Exit.INCONCLUSIVE)
+
+
 @app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))
 def watch(
     run: Annotated[Path, typer.Argument(help="The folder of a sweep that runs in another shell.")],

@@ -39,6 +39,7 @@ LAYERS = (
         "report",
         "watching",
         "models",
+        "paper",
     },
     {"cli"},
     {"__main__"},

@@ -23,11 +23,16 @@ class LocalExecutor:
     _overlong: list[Row] = field(default_factory=list)
 
     def run(
-        self, cases: Sequence[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
+        self,
+        cases: Sequence[Case],
+        *,
+        started: Callable[[Case], None],
+        finished: Callable[[Row], None],
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
         """Measure every case that has no shard yet; `started` and `finished` hear of each.
 
-        The environment, the ceilings, and the wall time by phase go into the run's record.
+        Before each case `enough` is asked whether to stop, with what is left for another sitting. The environment, the ceilings, and the wall time by phase go into the run's record.
         """
         done = self.folder.done()
         if all(case.case_id in done for case in cases):
@@ -44,6 +49,8 @@ class LocalExecutor:
                 for case in cases:
                     if case.case_id in done:
                         continue
+                    if enough():
+                        break
                     started(case)
                     row = self._row(case)
                     self.folder.keep(row)
