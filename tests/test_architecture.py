@@ -199,7 +199,14 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["sweep", "--help"], ["tune", "--help"], ["compare", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["sweep", "--help"],
+        ["tune", "--help"],
+        ["compare", "--help"],
+        ["paper", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_neither_torch_nor_the_data_libraries(arguments: list[str]) -> None:

@@ -52,6 +52,7 @@ COMMANDS = (
     "bisect",
     "import",
     "env",
+    "paper",
 )
 ATTNBENCH = (sys.executable, "-m", "attnbench")
 LIMIT_S = 120.0

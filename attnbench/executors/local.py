@@ -32,7 +32,8 @@ class LocalExecutor:
     ) -> None:
         """Measure every case that has no shard yet; `started` and `finished` hear of each.
 
-        Before each case `enough` is asked whether to stop, with what is left for another sitting. The environment, the ceilings, and the wall time by phase go into the run's record.
+        Before each case `enough` is asked whether to stop and to leave the rest for another sitting. The environment,
+        the ceilings, and the wall time by phase go into the run's record.
         """
         done = self.folder.done()
         if all(case.case_id in done for case in cases):

@@ -164,7 +164,7 @@ def _basis(given: Sequence[Line], right: Sequence[Line]) -> list[Line]:
 def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
     said = list(taken.measured.remarks)
     if not taken.measured.lines:
-        said.insert(0, why or f"no run of {joined(list(figure.sources))} is there")
+        said.insert(0, why or f"no run {joined(list(figure.sources))} is there")
     elif taken.absent:
         said.append(f"not measured yet: what the run {joined(list(taken.absent))} would add")
     if taken.left:

@@ -70,24 +70,18 @@ def verdict_words(found: Iterable[Deviation]) -> str:
     said = [
         f"{number} {words[verdict][number != 1]}" for verdict in Verdict if (number := counts.get(verdict, 0))
     ]
-    if len(counts) > 1:
+    if len(said) > 1:
         return f"of {total} {joined(said)}"
-    return (
-        f"{total} {next(words[verdict][total != '1 claim'] for verdict in counts)}"
-        if said
-        else "no claim is checked"
-    )
+    only = next((words[verdict][total != "1 claim"] for verdict in counts), "")
+    return f"{'' if total == '1 claim' else 'all '}{total} {only}" if said else "no claim is checked"
 
 
 def hardware_words(figure: Figure, device: str) -> str:
     """The difference of hardware, in one or two sentences; empty where nothing was measured."""
     if not device:
         return ""
-    between = f"Published: {figure.hardware}. Here: {device}."
-    if figure.hardware.lower() in ("not stated", device.lower()):
-        return between
-    also = "" if "A100" in device else " That is other hardware: absolute values cannot agree."
-    return f"{between}{also} {figure.difference}"
+    other = " That is other hardware." if "A100" in figure.hardware and "A100" not in device else ""
+    return f"Published: {figure.hardware}. Here: {device}.{other} {figure.difference}"
 
 
 # ------------------------------------------------------------------------------------------------------------

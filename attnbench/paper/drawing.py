@@ -170,7 +170,7 @@ def _rows(entries: Sequence[Entry]) -> list[list[tuple[float, Entry]]]:
 
 
 def mark_style(origin: Origin, *, colour: str, marker: str, size: float = 4.8) -> dict[str, Any]:
-    """A mark: solid of what was measured, hollow of what was published, half filled of what was corrected."""
+    """A mark: solid of what was measured, hollow of what was published, thickly so of what was corrected."""
     if origin is Origin.MEASURED:
         return {
             "marker": marker, "markersize": size, "markerfacecolor": colour, "markeredgecolor": "white",
@@ -180,9 +180,7 @@ def mark_style(origin: Origin, *, colour: str, marker: str, size: float = 4.8) -
         "marker": marker, "markersize": size, "markerfacecolor": "white", "markeredgecolor": colour,
         "markeredgewidth": 1.0,
     }  # fmt: skip
-    if origin is Origin.CORRECTED:
-        return {**hollow, "fillstyle": "bottom", "markerfacecolor": colour, "markerfacecoloralt": "white"}
-    return hollow
+    return {**hollow, "markeredgewidth": 1.8} if origin is Origin.CORRECTED else hollow
 
 
 def series_entries(sheet: Sheet) -> list[Entry]:

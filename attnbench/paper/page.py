@@ -18,6 +18,7 @@ _KINDS = {
     Verdict.HOLDS: "verdict-faster", Verdict.FAILS: "verdict-slower", Verdict.OPEN: "verdict-unclear",
     Verdict.UNMEASURED: "verdict-same",
 }  # fmt: skip
+_WIDE = dict.fromkeys((0, 3, 4), "wide")  # columns of sentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,11 @@ class Reproduced:
             alone = "published points alone" if self.pictures else "nothing to draw, as no value is printed"
             return f"{alone}: {self.remarks[0]}" if self.remarks else alone
         return f"on {self.device} {verdict_words(self.deviations)}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks that the sentence does not have."""
+        return self.remarks if self.device else self.remarks[1:]
 
     @property
     def failing(self) -> list[str]:
@@ -76,7 +82,7 @@ def figure_markdown(done: Reproduced) -> str:
             "",
             *[part for picture in pictures for part in (picture, "")],
             *([hardware_words(figure, done.device), ""] if done.device else []),
-            *[f"- {remark}" for remark in done.remarks],
+            *[f"- {remark}" for remark in done.notes],
             "",
             "## Claims",
             "",
@@ -177,12 +183,14 @@ def _section(done: Reproduced) -> Section:
         if path.suffix == ".png"
     )
     claims = claims_table(done.deviations)
-    kinds = [_KINDS[each.verdict] for each in done.deviations]
+    shown = [place for place, name in enumerate(claims.headings) if name != "from"]
     rows = [
-        [*(plain(cell, kind="wide" if place in (0, 4) else "") for place, cell in enumerate(row[:-1])),
-         plain(row[-1], kind=kind)]
-        for row, kind in zip(claims.rows, kinds, strict=True)
-    ]  # fmt: skip
+        [
+            plain(row[place], kind=_KINDS[each.verdict] if place == shown[-1] else _WIDE.get(place, ""))
+            for place in shown
+        ]
+        for row, each in zip(claims.rows, done.deviations, strict=True)
+    ]
     errata = f"<h3>Errata</h3>{items(figure.errata)}" if figure.errata else ""
     return Section(
         anchor=figure.name,
@@ -193,8 +201,8 @@ def _section(done: Reproduced) -> Section:
                 f"<p>{text(done.sentence[:1].upper() + done.sentence[1:])}.</p>",
                 pictures,
                 f"<p>{text(hardware_words(figure, done.device))}</p>" if done.device else "",
-                items(done.remarks) if done.remarks else "",
-                table(claims.headings, rows) if rows else "",
+                items(done.notes) if done.notes else "",
+                table([claims.headings[place] for place in shown], rows) if rows else "",
                 errata,
             ]
         ),

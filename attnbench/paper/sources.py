@@ -68,11 +68,11 @@ def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:
             raise UserError(
                 f"{joined([str(path) for path in given])} holds nothing of {figure.name}: {_needs(figure)}"
             )
-        return Taken(measured=taken, runs=tuple(given))
     found = {name: there for name in figure.sources if (there := _look(name, folders)) is not None}
     absent = tuple(name for name in figure.sources if name not in found)
-    measured = _take(figure, list(found.values())) if found else Measured(lines=())
-    return Taken(measured=measured, runs=tuple(found.values()), absent=absent)
+    runs = (*given, *found.values())
+    measured = _take(figure, runs) if runs else Measured(lines=())
+    return Taken(measured=measured, runs=runs, absent=() if given else absent)
 
 
 def available(figure: Figure, folder: Path) -> Taken:

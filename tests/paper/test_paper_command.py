@@ -1,0 +1,268 @@
+"""`attnbench paper`: from recorded runs to pictures and tables, within a budget, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from attnbench import cli, store
+from attnbench.case import Case, Measurement, Protocol, Status, Workload
+from attnbench.executors.local import LocalExecutor
+from attnbench.executors.run_folder import open_run
+from attnbench.paper import command, sources
+from attnbench.paper.drawing import mark_style
+from attnbench.paper.figures import figures, find
+from attnbench.paper.lines import Origin
+from attnbench.paper.measured import Measured
+from attnbench.paper.sources import Budget, Measuring, Taken
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "h200"
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["attnbench", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
+    """`paper all` from the committed results."""
+    out = tmp_path_factory.mktemp("paper")
+    wanted = command.request("all", runs=[RESULTS], budget_min=None, out=out)
+    done = command.reproduce(
+        wanted, device="cpu", can_measure=False, console=Console(quiet=True), tell=lambda line: None
+    )
+    return out, done
+
+
+def test_all_figures_render_from_committed_results(everything: tuple[Path, tuple[Any, ...]]) -> None:
+    out, done = everything
+    for each in done:
+        assert (out / f"{each.figure.name}.md").is_file()
+        drawable = any(len(line) for line in each.lines)
+        assert bool(each.pictures) is drawable
+        assert all(path.stat().st_size > 1000 for path in each.pictures)
+    by_name = {each.figure.name: each for each in done}
+    assert by_name["fig3"].device == "NVIDIA H200"
+    assert {path.name for path in by_name["fig3"].pictures} == {
+        "fig3.png", "fig3.svg", "fig3.log.png", "fig3.log.svg",
+    }  # fmt: skip
+    for name, each in by_name.items():  # those without a run show the published points, and say so
+        if not each.device and each.pictures:
+            assert each.sentence.startswith("published points alone: no run "), name
+
+
+def test_the_summary_links_what_is_there_and_says_what_does_not_hold(
+    everything: tuple[Path, tuple[Any, ...]],
+) -> None:
+    out, done = everything
+    summary, page = (out / "README.md").read_text(), (out / "index.html").read_text()
+    for each in done:
+        assert f"[{each.figure.name}]({each.figure.name}.md)" in summary
+        assert f'id="{each.figure.name}"' in page
+        for said in each.failing:
+            assert said in summary
+    for picture in (path for each in done for path in each.pictures if path.suffix == ".png"):
+        assert f'src="{picture.name}"' in page
+    assert "<script" not in page
+
+
+def test_the_page_of_a_figure_has_claims_values_and_errata(everything: tuple[Path, tuple[Any, ...]]) -> None:
+    out, _ = everything
+    text = (out / "readme-memory.md").read_text()
+    assert "all three measured xFormers" in text
+    row = next(line for line in text.splitlines() if line.startswith("| 32,768 | 10.9 GiB"))
+    assert "16.9 GiB" in row  # benchmarks/README.md
+    assert "8.00 GiB (1.00×)" in row  # measured, over the corrected value
+    assert "**Not stated" not in text
+    assert "- Not stated: GPU" in text
+
+
+def test_equal_lines_give_equal_pictures(everything: tuple[Path, tuple[Any, ...]], tmp_path: Path) -> None:
+    out, _ = everything
+    wanted = command.request("table1", runs=[RESULTS], budget_min=None, out=tmp_path)
+    command.reproduce(
+        wanted, device="cpu", can_measure=False, console=Console(quiet=True), tell=lambda line: None
+    )
+    for name in ("table1.png", "table1.svg"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_published_marks_are_hollow_and_measured_ones_solid() -> None:
+    faces = {origin: mark_style(origin, colour="#112233", marker="o")["markerfacecolor"] for origin in Origin}
+    assert faces == {Origin.PUBLISHED: "white", Origin.CORRECTED: "white", Origin.MEASURED: "#112233"}
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_one_figure_prints_its_claims(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    run_path = str(RESULTS / "paper-fig3.parquet")
+    code, out, _ = run("paper", "readme-memory", "--run", run_path, "-o", str(tmp_path), "--json")
+    assert code == 0
+    (found,) = json.loads(out)
+    assert (found["figure"], found["device"], found["cases_left"]) == ("readme-memory", "NVIDIA H200", 0)
+    assert {each["verdict"] for each in found["claims"]} == {
+        "holds",
+        "cannot be told",
+    }  # no xFormers in that run
+    code, out, _ = run("paper", "README-memory", "--run", run_path, "-o", str(tmp_path))
+    assert code == 0
+    assert "On NVIDIA H200 of 4 claims " in out
+    assert "Here: NVIDIA H200. That is other hardware." in out
+
+
+def test_without_a_gpu_and_a_run_the_published_points_stand_alone(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU the sweep would run")
+    code, out, _ = run("paper", "readme-speed", "-o", str(tmp_path))
+    assert code == 0
+    assert "Published points alone: no GPU here, and no --run that holds it." in out
+    assert (tmp_path / "readme-speed.png").is_file()
+
+
+def test_list_names_every_figure(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run("paper", "list", "--json")
+    rows = {row["figure"]: row for row in json.loads(out)}
+    assert code == 0
+    assert list(rows) == list(figures())
+    assert rows["table1"]["published_values"] == 81 - 12
+    assert rows["fig3"]["published_values"] == 0
+    code, out, _ = run("paper", "list")
+    assert "readme-memory" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fig33"], "unknown figure 'fig33'; did you mean 'fig3'?"),
+        (["fig3", "--run", "nowhere"], "there is no results file or folder at nowhere"),
+        (["fig3", "--gpu-budget", "0"], "--gpu-budget: expected minutes above 0, got 0"),
+        (["fig3", "--gpu-budget", "5", "--run", "{h200}"], "leave --gpu-budget out"),
+        (["all", "--run", "{h200}/quick.parquet"], "paper all takes folders of recorded runs"),
+        (
+            ["decode", "--run", "{h200}/quick.parquet"],
+            "holds nothing of decode: it needs decode of lightning2,",
+        ),
+        (["table1", "--run", "{h200}/quick.parquet"], "expected train-step"),
+    ],
+    ids=["typo", "no-run", "no-budget", "both", "file-for-all", "other-run", "other-kind"],
+)
+def test_bad_input_is_one_sentence(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    code, out, err = run("paper", *(word.format(h200=RESULTS) for word in words), "-o", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- the budget
+
+
+class _Sweeping:
+    """Stands in for `run_sweep`: a case takes `case_s` of a clock that only it moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, case_s: float) -> None:
+        self.now, self.case_s, self.resumed = 0.0, case_s, []  # type: ignore[var-annotated]
+        monkeypatch.setattr(sources, "now_s", lambda: self.now)
+
+    def __call__(self, grid: Any, cases: Any, *, path: Path, resume: bool, enough: Any, **_: Any) -> Any:
+        self.resumed.append(resume)
+        (path / "shards").mkdir(parents=True, exist_ok=True)
+        done = {file.stem for file in (path / "shards").iterdir()}
+        for case in cases:
+            if case.case_id not in done:
+                if enough():
+                    break
+                self.now += self.case_s
+                (path / "shards" / f"{case.case_id}.parquet").touch()
+                done.add(case.case_id)
+        return SimpleNamespace(left=len(cases) - len(done))
+
+
+def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
+    sweeping = _Sweeping(monkeypatch, case_s=60.0)
+    left = []
+    for _ in range(4):
+        measuring = Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=40 * 60, begun=sweeping.now),
+            console=Console(quiet=True), words=(), sweep=sweeping,
+        )  # fmt: skip
+        left.append(sum(measuring.take(find(name)).left for name in ("fig3", "tnl-fig4")))
+    # 48 cases of paper-fig3, which both figures need, and 16 of paper-tnl-fig4.
+    assert left == [8 + 8 + 16, 0, 0, 0]
+    assert sweeping.resumed == [False, True, False]
+    assert sweeping.now == 64 * 60.0
+
+
+class _Worker:
+    """Stands in for a supervised worker: every case is done in no time."""
+
+    environment = ceilings = None
+    protocol = Protocol()
+
+    def __init__(self) -> None:
+        self.phases_s: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[_Worker]:
+        yield self
+
+    def row(self, case: Case) -> dict[str, Any]:
+        return store.row(Measurement(case=case, status=Status.OK), run_id="a")
+
+
+def test_an_executor_stops_before_a_case_and_a_later_one_goes_on(tmp_path: Path) -> None:
+    cases = [
+        Case(
+            mechanism="lightning2",
+            workload=Workload.FWD,
+            batch=1,
+            heads=1,
+            seq_len=n,
+            head_dim=16,
+            dtype="fp32",
+        )
+        for n in (16, 32, 64)
+    ]
+    answers = iter([False, True])
+    seen: list[str] = []
+    for enough in (lambda: next(answers), lambda: False):
+        folder = open_run(tmp_path, record={"run_id": "a", "sweep": None, "device": "cpu"}, resume=True)
+        executor = LocalExecutor(folder=folder, worker=cast(Any, _Worker()), ceilings=False)
+        executor.run(
+            cases, started=lambda case: seen.append(case.case_id), finished=lambda row: None, enough=enough
+        )
+        seen.append("stop")
+    first, *others = (case.case_id for case in cases)
+    assert seen == [first, "stop", *others, "stop"]
