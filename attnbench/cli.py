@@ -599,17 +599,23 @@ def paper(
     if figure.lower() == "list":
         print_list(command.listing(), json_=json_)
         return
-    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
     from attnbench.measure.environment import pick_device
+    from attnbench.sweeping import InterruptedSweepError
+
+    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
 
     kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
-    done = command.reproduce(
-        wanted,
-        device=kind,
-        can_measure=kind == "cuda" or device == "cpu",
-        console=_console(stderr=True),
-        tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
-    )
+    try:
+        done = command.reproduce(
+            wanted,
+            device=kind,
+            can_measure=kind == "cuda" or device == "cpu",
+            console=_console(stderr=True),
+            tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+        )
+    except InterruptedSweepError as stop:
+        print(f"{stop}\nThe same command goes on with them.", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
     print_figures(done, folder=wanted.out, json_=json_)
     if any(each.left for each in done):
         raise typer.Exit(Exit.INCONCLUSIVE)

@@ -86,7 +86,8 @@ def run_sweep(
             raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
     folder = executor.folder
     left = len({c.case_id for c in cases} - folder.done())
-    return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"), left=left)
+    results = folder.merge() if folder.done() else folder.merged  # it may have been enough before the first
+    return Outcome(folder=folder, results=results, effort=folder.record.get("effort"), left=left)
 
 
 def default_folder(name: str) -> Path:

@@ -19,7 +19,7 @@ from attnbench.paper.measured import devices
 from attnbench.paper.page import Reproduced
 from attnbench.paper.published import borrowed, corrected, published
 from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
-from attnbench.words import count_text, joined
+from attnbench.words import joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,11 +78,14 @@ def reproduce(
         console=console,
         words=sys.argv[1:],
     )
+    # Whole models take longest: what a budget ends with is theirs.
+    order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
+    taken = {figure.name: _taken(wanted, figure, measuring if can_measure else None) for figure in order}
     done = []
     for figure in wanted.figures:
-        taken, why = _taken(wanted, figure, measuring if can_measure else None)
         tell(f"drawing {figure.name}")
-        done.append(_reproduce(figure, taken, why=why, out=wanted.out))
+        there, why = taken[figure.name]
+        done.append(_reproduce(figure, there, why=why, out=wanted.out))
     if wanted.all:
         command = shlex.join(["attnbench", "paper", "all", *_shown(wanted)])
         page.write(wanted.out / "README.md", page.summary_markdown(done, command=command))
@@ -102,6 +105,7 @@ def listing() -> list[dict[str, Any]]:
             "hardware": figure.hardware,
             "published_values": sum(len(line) for line in published(figure)),
             "measured_by": list(figure.sources),
+            "recorded_by": list(figure.record_by),
             "claims": sum(len(claim.panels) for claim in figure.claim),
         }
         for figure in figures().values()
@@ -117,7 +121,7 @@ def as_json(done: Reproduced) -> Mapping[str, Any]:
         "pictures": [str(path) for path in done.pictures],
         "claims": [each.as_dict() for each in done.deviations],
         "remarks": list(done.remarks),
-        "cases_left": done.left,
+        "left": list(done.left),
     }
 
 
@@ -149,7 +153,7 @@ def _reproduce(figure: Figure, taken: Taken, *, why: str, out: Path) -> Reproduc
         deviations=deviations(figure, published=_basis(given, right), measured=measured),
         device=device,
         remarks=remarks,
-        left=taken.left,
+        left=tuple(map(str, taken.left)),
     )
     page.write(out / f"{figure.name}.md", page.figure_markdown(done))
     return done
@@ -167,10 +171,9 @@ def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
         said.insert(0, why or f"no run {joined(list(figure.sources))} is there")
     elif taken.absent:
         said.append(f"not measured yet: what the run {joined(list(taken.absent))} would add")
+    said += taken.failures
     if taken.left:
-        said.append(
-            f"{count_text(taken.left, 'case')} did not fit into the budget; the same command goes on with them"
-        )
+        said.append(page.left_words([str(each) for each in taken.left]))
     if figure.form == "dots":
         said.append("the number at the right is the measured value, or else the corrected or published one")
     return said

@@ -112,6 +112,7 @@ class Figure(_Data):
     data: str = ""  # CSV of its published numbers
     sweeps: tuple[str, ...] = ()  # presets that measure it; where several hold a case, the first one counts
     records: Literal["", "train-step", "inference", "losses"] = ""
+    record_by: tuple[str, ...] = ()  # commands of attnbench that make these records
     shape: Shape | None = None
     where: Where = {}
     borrows: tuple[Borrowed, ...] = ()

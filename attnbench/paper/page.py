@@ -31,7 +31,7 @@ class Reproduced:
     deviations: tuple[Deviation, ...]
     device: str  # empty: published points alone
     remarks: tuple[str, ...]
-    left: int  # cases that the budget did not reach
+    left: tuple[str, ...]  # what the budget did not reach
 
     @property
     def sentence(self) -> str:
@@ -157,13 +157,14 @@ def overall(done: Sequence[Reproduced]) -> str:
     """How all figures stand, in one sentence or two."""
     claims = [claim for each in done for claim in each.deviations]
     said = verdict_words(claims)
-    left = sum(each.left for each in done)
-    more = (
-        f" {count_text(left, 'case')} did not fit into the budget: the same command goes on with them."
-        if left
-        else ""
-    )
+    left = list(dict.fromkeys(said for each in done for said in each.left))
+    more = f" {left_words(left)[:1].upper()}{left_words(left)[1:]}." if left else ""
     return f"{count_text(len(done), 'figure')}; {said}.{more}"
+
+
+def left_words(left: Sequence[str]) -> str:
+    """What a budget did not reach, without a full stop."""
+    return f"left by the budget, for the same command to go on with: {'; '.join(left)}"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from attnbench.measure.clock import now_s
 from attnbench.models.records import Inference, Loss, Record, TrainStep, read
 from attnbench.paper.figures import Figure
 from attnbench.paper.measured import Measured, of_records, of_runs
+from attnbench.paper.whole_models import Runner, record
 from attnbench.store import load_results
 from attnbench.words import count_text, joined
 
@@ -23,11 +24,24 @@ if TYPE_CHECKING:
 
     from attnbench.sweeps.loader import Device
 
+MODELS = "models"  # the folder of what is recorded of whole models
+
 READERS: Mapping[str, Callable[[Path], Sequence[Record]]] = {
     "train-step": lambda path: read(path, kind=TrainStep),
     "inference": lambda path: read(path, kind=Inference),
     "losses": lambda path: read(path, kind=Loss),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What of a run did not fit into the budget: its name, and cases (None: it was not begun)."""
+
+    run: str
+    cases: int | None
+
+    def __str__(self) -> str:
+        return self.run if self.cases is None else f"{count_text(self.cases, 'case')} of {self.run}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +51,8 @@ class Taken:
     measured: Measured
     runs: tuple[Path, ...] = ()
     absent: tuple[str, ...] = ()  # names of runs that there are not
-    left: int = 0  # cases that did not fit into the budget
+    left: tuple[Left, ...] = ()
+    failures: tuple[str, ...] = ()  # of measuring, in words
 
 
 @dataclass
@@ -49,7 +64,12 @@ class Budget:
 
     def spent(self) -> bool:
         """Is nothing left of it?"""
-        return self.seconds is not None and now_s() - self.begun >= self.seconds
+        remaining = self.remaining_s()
+        return remaining is not None and remaining <= 0
+
+    def remaining_s(self) -> float | None:
+        """What is left; None: without end."""
+        return None if self.seconds is None else self.seconds - (now_s() - self.begun)
 
 
 def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:
@@ -91,14 +111,23 @@ class Measuring:
     console: Console
     words: Sequence[str]  # the command line, for the runs' records
     sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
+    model: Runner | None = None  # runs `attnbench model`; default: as a process
 
     def take(self, figure: Figure) -> Taken:
         """Measure what a figure lacks, as far as the budget goes, and take what is there then.
 
         Raises what running a sweep raises.
         """
-        left = sum(self._measure(preset) for preset in figure.sweeps)
-        return dataclasses.replace(available(figure, self.folder), left=left)
+        left = [Left(run=preset, cases=cases) for preset in figure.sweeps if (cases := self._measure(preset))]
+        failures = []
+        for command in figure.record_by if self.device == "cuda" else ():  # the sizes are those of a GPU
+            folder = self.folder / MODELS
+            made = record(command, folder=folder, remaining_s=self.budget.remaining_s(), run=self.model)
+            if made.left != 0:
+                left.append(Left(run=command, cases=made.left))
+            failures += [made.failure] if made.failure else []
+        there = available(figure, self.folder)
+        return dataclasses.replace(there, left=tuple(left), failures=tuple(failures))
 
     def _measure(self, preset: str) -> int:
         """Cases of a preset that are left."""
@@ -136,10 +165,15 @@ def _is_run(path: Path) -> bool:
 
 
 def _look(name: str, folders: Sequence[Path]) -> Path | None:
-    """The run of that name in one of some folders: a file, a run folder, or either below `paper`."""
+    """The run of that name in one of some folders: a file here or below `paper` or `models`, or a run folder."""
     for folder in folders:
-        for place in (folder / f"{name}.parquet", folder / name, folder / "paper" / f"{name}.parquet"):
-            if place.is_file() or (place / "shards").is_dir() or (place / "results.parquet").is_file():
+        below = [folder / part / f"{name}.parquet" for part in ("paper", MODELS)]
+        for place in (folder / f"{name}.parquet", folder / name, *below):
+            if (
+                place.is_file()
+                or any(place.glob("shards/*.parquet"))
+                or (place / "results.parquet").is_file()
+            ):
                 return place
     return None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -124,7 +125,7 @@ def test_one_figure_prints_its_claims(run: Callable[..., tuple[int, str, str]], 
     code, out, _ = run("paper", "readme-memory", "--run", run_path, "-o", str(tmp_path), "--json")
     assert code == 0
     (found,) = json.loads(out)
-    assert (found["figure"], found["device"], found["cases_left"]) == ("readme-memory", "NVIDIA H200", 0)
+    assert (found["figure"], found["device"], found["left"]) == ("readme-memory", "NVIDIA H200", [])
     assert {each["verdict"] for each in found["claims"]} == {
         "holds",
         "cannot be told",
@@ -218,11 +219,40 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
             folder=tmp_path, device="cuda", budget=Budget(seconds=40 * 60, begun=sweeping.now),
             console=Console(quiet=True), words=(), sweep=sweeping,
         )  # fmt: skip
-        left.append(sum(measuring.take(find(name)).left for name in ("fig3", "tnl-fig4")))
+        left.append([str(each) for name in ("fig3", "tnl-fig4") for each in measuring.take(find(name)).left])
     # 48 cases of paper-fig3, which both figures need, and 16 of paper-tnl-fig4.
-    assert left == [8 + 8 + 16, 0, 0, 0]
+    of_both = "8 cases of paper-fig3"
+    assert left == [[of_both, "16 cases of paper-tnl-fig4", of_both], [], [], []]
     assert sweeping.resumed == [False, True, False]
     assert sweeping.now == 64 * 60.0
+
+
+def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+    clock = [0.0]
+    monkeypatch.setattr(sources, "now_s", lambda: clock[0])
+
+    def model(words: Sequence[str]) -> tuple[int, str]:
+        calls.append(list(words))
+        clock[0] += 60.0
+        return (0, json.dumps({"left": 5})) if len(calls) == 1 else (2, "")
+
+    def measuring(minutes: float) -> Measuring:
+        return Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=60 * minutes, begun=clock[0]),
+            console=Console(quiet=True), words=(), model=model,
+        )  # fmt: skip
+
+    figure = find("table1")
+    first, second = figure.record_by
+    taken = measuring(1.0).take(figure)
+    assert [str(each) for each in taken.left] == [f"5 cases of {first}", second]  # the second was not begun
+    assert calls == [[*shlex.split(first), "--out", str(tmp_path / "models"), "--json", "--minutes", "1.00"]]
+    taken = measuring(5.0).take(figure)
+    assert taken.left == ()
+    assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in (first, second))
 
 
 class _Worker:
