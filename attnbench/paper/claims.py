@@ -231,6 +231,8 @@ class Floor(_Claim):
 
     def _judge(self, lines: Lines, quantity: str) -> Judged:
         line = lines[self.series]
+        if not line.as_assumed:
+            return Judged(holds=None, said="measured at another shape")
         times = line.value / (self.per_token * line.x)
         worst = float(times.max())
         return Judged(holds=worst <= self.within, said=f"at most {factor(worst)} {self.of}", value=worst)

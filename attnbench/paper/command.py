@@ -153,6 +153,7 @@ def _reproduce(figure: Figure, taken: Taken, *, why: str, out: Path) -> Reproduc
         deviations=deviations(figure, published=_basis(given, right), measured=measured),
         device=device,
         remarks=remarks,
+        details=taken.measured.details,
         left=tuple(map(str, taken.left)),
     )
     page.write(out / f"{figure.name}.md", page.figure_markdown(done))

@@ -87,8 +87,10 @@ def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: 
     colour = style_of(look).colour
     value = line.at(sheet.figure.at) if sheet.figure.at is not None else None
     # What coincides is still seen: marks of one row lie a little above each other.
-    number = sheet.kinds.index((line.origin, line.edition))
-    shift = (number - (len(sheet.kinds) - 1) / 2) * 0.16
+    kinds = [
+        kind for kind in sheet.kinds if kind in {(each.origin, each.edition) for each in sheet.here(panel)}
+    ]
+    shift = (kinds.index((line.origin, line.edition)) - (len(kinds) - 1) / 2) * 0.16
     if value is None:
         for gap in line.gaps:
             if gap.x == sheet.figure.at:

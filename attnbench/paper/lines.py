@@ -45,6 +45,7 @@ class Line:
     low: Floats
     high: Floats
     gaps: tuple[Gap, ...] = ()
+    as_assumed: bool = True  # of the shape that its figure assumes
 
     def __len__(self) -> int:
         return len(self.x)

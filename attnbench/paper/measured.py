@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ import pandas as pd
 from attnbench.case import Status
 from attnbench.curves import Curve, Group, curves, groups
 from attnbench.models.records import Record
+from attnbench.paper.details import details
 from attnbench.paper.figures import Figure, Panel, Series, Where
 from attnbench.paper.lines import Floats, Line, Origin, Point, line
+from attnbench.paper.tables import Table
 from attnbench.words import joined
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class Measured:
 
     lines: tuple[Line, ...]
     remarks: tuple[str, ...] = ()
+    details: tuple[Table, ...] = ()  # what more is known of the points
 
 
 # ---------------------------------------------------------------- sweeps
@@ -48,10 +52,11 @@ def of_runs(figure: Figure, frames: Sequence[pd.DataFrame]) -> Measured:
         group = _group(here, figure.shape)
         if group is None:
             continue
-        if figure.shape is not None and not _fits(group, figure.shape):
+        fits = figure.shape is None or _fits(group, figure.shape)
+        if not fits:
             remarks.append(f"measured at another shape than assumed: {group.label()}")
         same = [each for each in here if each.group == group]
-        lines += _lines(figure, same)
+        lines += [dataclasses.replace(each, as_assumed=fits) for each in _lines(figure, same)]
         remarks += _substitutes(figure, same)
     return Measured(lines=tuple(lines), remarks=tuple(dict.fromkeys(remarks)))
 
@@ -156,7 +161,8 @@ def of_records(figure: Figure, rows: Sequence[Record]) -> Measured:
             if not panel.where and any(other.where for other in figure.panel):
                 continue  # a panel of published points alone
             lines += _record_lines(figure, panel, series, [row for row in rows if _matches(row, wanted)])
-    return Measured(lines=tuple(lines))
+    drawn = [row for row in rows if _matches(row, figure.where)]
+    return Measured(lines=tuple(lines), details=details(drawn) if lines else ())
 
 
 def _record_lines(figure: Figure, panel: Panel, series: Series, rows: Sequence[Record]) -> list[Line]:

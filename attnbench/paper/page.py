@@ -31,6 +31,7 @@ class Reproduced:
     deviations: tuple[Deviation, ...]
     device: str  # empty: published points alone
     remarks: tuple[str, ...]
+    details: tuple[Table, ...]  # what more is known of the measured points
     left: tuple[str, ...]  # what the budget did not reach
 
     @property
@@ -49,8 +50,9 @@ class Reproduced:
     @property
     def failing(self) -> list[str]:
         """The claims that do not hold here, with what is shown instead."""
+        several = len({each.device for each in self.deviations if each.device}) > 1
         return [
-            f"{each.claim} ({each.panel}): here {each.here}"
+            f"{each.claim} ({each.panel}{f', {each.device}' if several else ''}): here {each.here}"
             for each in self.deviations
             if each.verdict is Verdict.FAILS
         ]
@@ -94,6 +96,7 @@ def figure_markdown(done: Reproduced) -> str:
             "Beside a measured value, in brackets: over the published one (the corrected one, where there is one).",
             "",
             *values,
+            *[part for each in done.details for part in (each.markdown(), "")],
             "## What is published",
             "",
             f"- Published: {figure.published}.",

@@ -81,6 +81,9 @@ def test_another_shape_and_another_mechanism_are_said(recorded: pd.DataFrame) ->
     small = recorded.assign(heads=4, kv_heads=4, mechanism=recorded["mechanism"].replace("flash2", "sdpa"))
     measured = of_runs(find("fig3"), [small])
     assert len(measured.lines) == 12
+    found = deviations(find("fig3"), published=(), measured=measured.lines)
+    of_a_shape = [each for each in found if each.here == "measured at another shape"]
+    assert [each.verdict for each in of_a_shape] == [Verdict.OPEN] * 2
     assert measured.remarks == (
         "measured at another shape than assumed: batch 4, 4 heads, head dim 128, bf16, causal, NVIDIA H200",
         "Flash-2 is sdpa here",
@@ -111,6 +114,12 @@ def test_training_is_drawn_by_size_and_attention_with_its_spread_and_its_end() -
     assert _one(measured, "1B", "LLaMA-FA2").at(1024) == 800.0
     assert _one(measured, "3B", "TNL-LA1").at(1024) == 1100.0
     assert len(measured.lines) == 3
+    (table,) = measured.details
+    row = dict(zip(table.headings, table.rows[2], strict=True))
+    assert (row["status"], row["tokens/s per GPU"], row["MFU"]) == ("oom: it is full", "", "")
+    assert (
+        dict(zip(table.headings, table.rows[0], strict=True))["10 to 90 % of the steps"] == "-2.0% to +1.0%"
+    )
 
 
 def test_settings_that_differ_at_one_length_part_the_lines() -> None:
