@@ -169,7 +169,11 @@ def _basis(given: Sequence[Line], right: Sequence[Line]) -> list[Line]:
 def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
     said = list(taken.measured.remarks)
     if not taken.measured.lines:
-        said.insert(0, why or f"no run {joined(list(figure.sources))} is there")
+        missing = f"no run {' or '.join(figure.sources)} is there"
+        nothing = (
+            f"{joined([str(path) for path in taken.runs])} holds nothing of it" if taken.runs else missing
+        )
+        said.insert(0, why if why and not taken.runs else nothing)
     elif taken.absent:
         said.append(f"not measured yet: what the run {joined(list(taken.absent))} would add")
     said += taken.failures
