@@ -186,5 +186,10 @@ def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
 
 def _shown(wanted: Request) -> list[str]:
     """The options of the command, for its summary."""
-    options = [part for path in wanted.runs for part in ("--run", str(path))]
-    return [*options, "-o", str(wanted.out)]
+    runs = [part for path in wanted.runs for part in ("--run", _told(path))]
+    return [*runs, "-o", _told(wanted.out)]
+
+
+def _told(path: Path) -> str:
+    """A path for a page that is handed on: of one from the root its last name, as folders tell who measured."""
+    return f"…/{path.name}" if path.is_absolute() else str(path)

@@ -1,12 +1,32 @@
-"""What stands behind the points of whole models: a row for each record, beyond what a figure shows."""
+"""What stands behind measured points: who computed them in which run, and of whole models a row for each record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from attnbench.case import Status
 from attnbench.models.records import Inference, Record, TrainStep
 from attnbench.paper.tables import Table
 from attnbench.words import bytes_text, rate_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def what_ran(frames: Sequence[pd.DataFrame], *, mechanisms: set[str]) -> tuple[Table, ...]:
+    """Who computed what in which run, of the mechanisms of a figure; a row for each run and provider."""
+    rows: dict[tuple[str, ...], None] = {}
+    for frame in frames:
+        records: Mapping[str, Mapping[str, object]] = frame.attrs.get("runs", {})
+        ok = frame[(frame["status"] == Status.OK) & frame["mechanism"].isin(mechanisms)]
+        seen = ok[["mechanism", "provider", "device", "run_id"]].drop_duplicates().itertuples(index=False)
+        for mechanism, provider, device, run in seen:
+            known = records.get(str(run), {})
+            told = [mechanism, provider, device, run, known.get("created_at")]
+            rows[tuple(str(each) if isinstance(each, str) else "" for each in told)] = None
+    headings = ("mechanism", "provider", "device", "run", "begun")
+    return (Table(title="**What ran**", headings=headings, rows=tuple(rows)),) if rows else ()
 
 
 def details(rows: Sequence[Record]) -> tuple[Table, ...]:

@@ -102,6 +102,7 @@ class Figure(_Data):
     not_stated: tuple[str, ...]
     assumed: str = ""
     errata: tuple[str, ...]
+    derived: tuple[str, ...] = ()  # our own arithmetic on what is published
     difference: str  # what other hardware does to it
     x: Literal["seq_len", "context", "step"]
     axes: tuple[

@@ -13,7 +13,7 @@ import pandas as pd
 from attnbench.case import Status
 from attnbench.curves import Curve, Group, curves, groups
 from attnbench.models.records import Record
-from attnbench.paper.details import details
+from attnbench.paper.details import details, what_ran
 from attnbench.paper.figures import Figure, Panel, Series, Where
 from attnbench.paper.lines import Floats, Line, Origin, Point, line
 from attnbench.paper.tables import Table
@@ -58,7 +58,9 @@ def of_runs(figure: Figure, frames: Sequence[pd.DataFrame]) -> Measured:
         same = [each for each in here if each.group == group]
         lines += [dataclasses.replace(each, as_assumed=fits) for each in _lines(figure, same)]
         remarks += _substitutes(figure, same)
-    return Measured(lines=tuple(lines), remarks=tuple(dict.fromkeys(remarks)))
+    named = {name for series in figure.series for name in series.mechanism}
+    ran = what_ran(frames, mechanisms=named) if lines else ()
+    return Measured(lines=tuple(lines), remarks=tuple(dict.fromkeys(remarks)), details=ran)
 
 
 def _of_figure(curve: Curve, figure: Figure) -> bool:

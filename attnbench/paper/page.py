@@ -97,6 +97,10 @@ def figure_markdown(done: Reproduced) -> str:
             "",
             *values,
             *[part for each in done.details for part in (each.markdown(), "")],
+            "To measure it:",
+            "",
+            *[f"    attnbench {command}" for command in how(figure)],
+            "",
             "## What is published",
             "",
             f"- Published: {figure.published}.",
@@ -105,6 +109,7 @@ def figure_markdown(done: Reproduced) -> str:
             f"- Not stated: {', '.join(figure.not_stated)}.",
             *([f"- Assumed here: {figure.assumed}."] if figure.assumed else []),
             *[f"- Erratum: {each}" for each in figure.errata],
+            *[f"- Derived: {each}" for each in figure.derived],
             *[f"- Corrected: {each.why}." for each in figure.correction],
             "",
         ]
@@ -165,6 +170,11 @@ def overall(done: Sequence[Reproduced]) -> str:
     return f"{count_text(len(done), 'figure')}; {said}.{more}"
 
 
+def how(figure: Figure) -> list[str]:
+    """The commands that measure a figure's points; `paper` itself runs them."""
+    return [*(f"sweep {preset}" for preset in figure.sweeps), *figure.record_by]
+
+
 def left_words(left: Sequence[str]) -> str:
     """What a budget did not reach, without a full stop."""
     return f"left by the budget, for the same command to go on with: {'; '.join(left)}"
@@ -195,7 +205,8 @@ def _section(done: Reproduced) -> Section:
         ]
         for row, each in zip(claims.rows, done.deviations, strict=True)
     ]
-    errata = f"<h3>Errata</h3>{items(figure.errata)}" if figure.errata else ""
+    notes = {"Errata": figure.errata, "Derived": figure.derived}
+    errata = "".join(f"<h3>{name}</h3>{items(given)}" for name, given in notes.items() if given)
     return Section(
         anchor=figure.name,
         title=figure.title,

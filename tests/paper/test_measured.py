@@ -60,6 +60,10 @@ def test_lines_are_what_the_run_holds(recorded: pd.DataFrame) -> None:
     times = _one(measured, "bwd-time", "Flash2")
     assert times.value.tolist() == rows["median_ms"].tolist()
     assert (times.low <= times.value).all()
+    (ran,) = measured.details
+    assert {row[:2] for row in ran.rows} == {
+        (str(name), str(who)) for name, who in zip(recorded["mechanism"], recorded["provider"], strict=True)
+    }
     assert _one(measured, "bwd-memory", "Flash2").value.tolist() == rows["peak_bytes"].tolist()
 
 

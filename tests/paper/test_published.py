@@ -137,6 +137,20 @@ def test_corrected_memory_is_what_the_tensors_take() -> None:
     assert ours.origin is Origin.CORRECTED
 
 
+def test_what_is_derived_for_figure_3_follows_from_the_tables() -> None:
+    """16 and 43 GiB, linear in N, and 2.6 and 7.5 s, quadratic in N, at 131,072 tokens, four times the longest."""
+    memory, speed = _by("readme-memory"), _by("readme-speed")
+    gib = {
+        panel: memory["README.md", panel, "Lightning2"].value[-1] * 4 / 2**30
+        for panel in ("fwd-memory", "bwd-memory")
+    }
+    assert {panel: round(value) for panel, value in gib.items()} == {"fwd-memory": 16, "bwd-memory": 43}
+    seconds = [speed["README.md", panel, "Flash2"].value[-1] * 16e-3 for panel in ("fwd-time", "bwd-time")]
+    assert [round(value, 1) for value in seconds] == [2.6, 7.5]
+    said = " ".join(find("fig3").derived)
+    assert all(number in said for number in ("16 GiB", "43 GiB", "2.6 s", "7.5 s"))
+
+
 @pytest.mark.parametrize("figure", figures().values(), ids=lambda figure: figure.name)
 def test_what_is_claimed_is_true_of_what_is_published(figure: Figure) -> None:
     """Of the printed numbers each claim holds, and a ratio that it names is theirs to the digits given."""
