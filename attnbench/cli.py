@@ -99,7 +99,8 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
     console = _console()
     console.print(listing.table(rows, device=kind))
     console.print("gqa: grouped-query heads; full: not causal; name@distribution asks for one provider.")
-    console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
+    presets = ", ".join(preset_names())
+    console.print(f"Presets: {presets}. Start with: attnbench sweep quick", highlight=False, soft_wrap=True)
 
 
 @app.command(
