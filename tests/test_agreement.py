@@ -7,7 +7,8 @@ import torch
 
 from attnbench.case import Case, Workload
 from attnbench.errors import UserError
-from attnbench.measure.agreement import Span, agreement, by_call, main, measure, table
+from attnbench.measure.agreement import agreement, main, measure, table
+from attnbench.measure.timeline import Span, by_call
 
 CASE = Case(
     mechanism="lightning2", workload=Workload.FWD, batch=1, heads=16, seq_len=8192, head_dim=128, dtype="bf16"

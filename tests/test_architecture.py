@@ -35,6 +35,7 @@ LAYERS = (
         "tuning",
         "comparison",
         "gate",
+        "profiling",
         "importing",
         "report",
         "watching",
@@ -48,7 +49,7 @@ IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry na
 TUNES = {"tuning": {"kernels"}}  # but for the tuner, whose subject they are
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "models"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling", "models"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
@@ -206,6 +207,7 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
         ["tune", "--help"],
         ["compare", "--help"],
         ["paper", "--help"],
+        ["profile", "--help"],
     ],
     ids=" ".join,
 )

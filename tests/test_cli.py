@@ -50,6 +50,7 @@ COMMANDS = (
     "check",
     "noise",
     "bisect",
+    "profile",
     "import",
     "env",
     "paper",

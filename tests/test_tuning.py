@@ -115,7 +115,8 @@ def test_candidates_are_distinct_and_fit(row: Row, limits: Limits) -> None:
         assert config.programs * tiles <= limits.shared_memory
         groups = config.block_e // 64 if config.specialised else 1
         state = config.block_e * row.key_dim // (32 * config.num_warps * groups)
-        assert state <= (config.max_registers or 256) // 2
+        # Where warps specialise, those that keep a state take registers of those that keep none.
+        assert state <= (256 if config.specialised else config.max_registers or 256) // 2
 
 
 def test_the_nearest_candidates_come_first() -> None:

@@ -19,7 +19,17 @@ from attnbench.comparison import words
 from attnbench.comparison.found import Compared, Comparison
 from attnbench.comparison.verdicts import Verdict
 
-_LEFT = ("case", "mechanism", "workload", "shape", "verdict")
+_LEFT = (
+    "case",
+    "mechanism",
+    "workload",
+    "shape",
+    "verdict",
+    "kernel",
+    "operator",
+    "figure",
+    "waits most for",
+)
 _STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.SLOWER: "bold red",
@@ -87,7 +97,7 @@ def as_json(found: Comparison, wanted: Wanted) -> str:
 def markdown(found: Comparison, wanted: Wanted) -> str:
     """Markdown for a step summary or a pull request: the closing sentence first."""
     rows = words.shown(found, everything=wanted.everything)
-    parts = [f"**{_escaped(words.closing(found))}**"]
+    parts = [f"**{escaped(words.closing(found))}**"]
     if rows:
         parts.append(markdown_table(words.HEADINGS, map(words.cells, rows)))
     if found.means:
@@ -95,7 +105,7 @@ def markdown(found: Comparison, wanted: Wanted) -> str:
     reasons = words.explanations(rows) if wanted.explain else []
     said = [*reasons, *words.remarks(found)]
     if said:
-        parts.append("\n".join(f"- {_escaped(text)}" for text in said))
+        parts.append("\n".join(f"- {escaped(text)}" for text in said))
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,7 +176,7 @@ def github(found: Comparison, wanted: Wanted) -> str:
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; names stand to the left, numbers to the right."""
     lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
-    lines += [[_escaped(text) for text in row] for row in rows]
+    lines += [[escaped(text) for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -228,7 +238,7 @@ def _change_json(change: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(change), "ratio": change.ratio}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is: no cell ends early, and no HTML comes of a reason."""
     plain = " ".join(text.split())
     return re.sub(r"([\\`*_|\[\]#])", r"\\\1", plain.replace("&", "&amp;").replace("<", "&lt;"))

@@ -186,7 +186,7 @@ def parse(text: str, *, source: str) -> Table:
     strays = [row for row in rows if row.specialised and not _can_specialise(row, architecture)]
     if strays:
         raise TableError(
-            f"{source}: only hopper has a kernel whose warps specialise, for element_size 2 and key_dim up to 128; "
+            f"{source}: only hopper has a kernel whose warps specialise, for element_size 2; "
             f"got one for {architecture}, {_named(strays[0])}"
         )
     found = Table(architecture=architecture, rows=rows)
@@ -277,8 +277,8 @@ def _fault(name: str, value: object) -> str | None:
 
 
 def _can_specialise(row: Row, architecture: str) -> bool:
-    """Hopper's tensor cores take elements of two bytes; the state of more keys does not fit a group's registers."""
-    return architecture == "hopper" and row.element_size == 2 and row.key_dim <= 128
+    """Hopper's tensor cores take elements of two bytes."""
+    return architecture == "hopper" and row.element_size == 2
 
 
 def _named(row: Row) -> str:

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 COLUMNS = GROUP_COLUMNS
+_WHOLE = 128  # columns of the keys, up to which a state is kept in one part
 # Registers of a thread in the workers, by the groups that keep states; what is left has the first of them.
 REGISTERS = {1: (88,), 2: (208, 88)}
 DESCRIPTORS = 12  # of one launch at most: four tensors for each of three scans
@@ -70,7 +71,7 @@ def _ask(d_q, d_k, d_v, ring, full, slot, where, with_q):
 @gluon.jit
 def _products(SCANS: gl.constexpr, descriptors, memory, place, factors, walked, chunks):
     """Keeps the ring full, and computes the masked products k q^T."""
-    ring, m_p, _, full, empty, p_full, p_empty = memory
+    ring, m_p, _, _, full, empty, p_full, p_empty = memory
     i_scan, i_b, i_h, i_n, i_e, step, reverse = place
     slope, scale_o, scale_s = factors
     STAGES: gl.constexpr = ring[0].shape[0]
@@ -118,6 +119,30 @@ def _products(SCANS: gl.constexpr, descriptors, memory, place, factors, walked, 
             slot, phase = _next(slot, phase, STAGES)
 
 
+@gluon.constexpr_function
+def _parts(block_d, scans):
+    """Into how many parts a group's state is cut by the keys' columns. What several scans need to tell their tensors
+    apart are registers too."""
+    return 1 if block_d <= _WHOLE else block_d // (64 if scans == 1 else 32)
+
+
+@gluon.jit
+def _take_up(b_s, b_w, m_k, decay, PARTS: gl.constexpr):
+    """The state after a chunk, of whose product with the weighted values nothing has been waited for."""
+    PART: gl.constexpr = m_k.shape[1] // PARTS
+    b_next = ()
+    for part in gl.static_range(PARTS):
+        m_x = m_k.slice(part * PART, PART, 1)
+        b_next += (warpgroup_mma(b_w, m_x, b_s[part] * decay, is_async=True),)
+    return b_next
+
+
+@gluon.jit
+def _wait_for_state(b_s, b_w, PARTS: gl.constexpr):
+    """The same when it is there."""
+    return warpgroup_mma_wait(0, deps=b_s + (b_w,))[:PARTS]  # noqa: RUF005 - not in this language
+
+
 @gluon.jit
 def _columns(
     GROUP: gl.constexpr,
@@ -137,7 +162,7 @@ def _columns(
     between,
 ):
     """The state of one group's columns, transposed, through all chunks, and the outputs of those that have one."""
-    ring, m_p, m_o, full, empty, p_full, p_empty = memory
+    ring, m_p, m_o, m_factors, full, empty, p_full, p_empty = memory
     i_scan, i_b, i_h, i_n, i_e, step, reverse = place
     slope, scale_o, scale_s = factors
     p_initial, stride_initial, keeps_initial = before
@@ -149,7 +174,12 @@ def _columns(
     BLOCK_E: gl.constexpr = ring[2].shape[4]
     WIDTH: gl.constexpr = m_o.shape[4]
     DTYPE: gl.constexpr = ring[0].dtype
-    L_S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
+    # The state lies in parts of the keys' columns. Where registers are short there are several: one at a time is made
+    # an operand, decays within a chunk wait in shared memory, and the chunk is taken up when its output is done with.
+    PARTS: gl.constexpr = _parts(BLOCK_D, SCANS)
+    SHORT: gl.constexpr = PARTS > 1
+    PART: gl.constexpr = BLOCK_D // PARTS
+    L_S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PART, 16])
     L_O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
     L_SA: gl.constexpr = gl.DotOperandLayout(0, L_O, 2)
     L_WA: gl.constexpr = gl.DotOperandLayout(0, L_S, 2)
@@ -163,40 +193,52 @@ def _columns(
     b_row = gl.exp(-slope * o_row.to(gl.float32)) * scale_o  # [C]
     b_column = gl.exp(-slope * (C - o_column).to(gl.float32)) * scale_s  # [C]
     decay = gl.exp(-slope * C)
+    m_row = m_factors.index(2 * GROUP)
+    m_column = m_factors.index(2 * GROUP + 1)
+    if SHORT:
+        m_row.store(b_row)
+        m_column.store(b_column)
 
     o_e = i_e + gl.arange(0, WIDTH, gl.SliceLayout(1, L_S))
-    o_d = gl.arange(0, BLOCK_D, gl.SliceLayout(0, L_S))
-    m_s = (o_e < E)[:, None] & (o_d < D)[None, :]  # [WIDTH, BLOCK_D]
-    o_segment = o_e[:, None] * D + o_d[None, :]
-    # Zeros that the compiler cannot see: known ones would serialise the wgmma instructions (see `_tiles`).
-    b_s = (o_e[:, None] + o_d[None, :]).to(gl.float32) * scale_o * 0.0
-    if WRITE_OUTPUT:
-        if p_initial is not None:
-            p_tile = state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
-            b_s = gl.load(p_tile, mask=m_s & keeps_initial, other=0.0)
-            b_s *= gl.where(reverse, 1.0, gl.exp(-slope))
-        if p_segments is not None:
-            p_x = p_segments + o_states
-            for _ in range(earlier):
-                b_s = b_s * segment_decay + gl.load(p_x + o_segment, mask=m_s, other=0.0)
-                p_x += segment_stride
+    b_s = ()  # PARTS of [WIDTH, PART]
+    for part in gl.static_range(PARTS):
+        o_d = part * PART + gl.arange(0, PART, gl.SliceLayout(0, L_S))
+        m_s = (o_e < E)[:, None] & (o_d < D)[None, :]
+        # Zeros that the compiler cannot see: known ones would serialise the wgmma instructions (see `_tiles`).
+        b_x = (o_e[:, None] + o_d[None, :]).to(gl.float32) * scale_o * 0.0
+        if WRITE_OUTPUT:
+            if p_initial is not None:
+                p_tile = state_tile(p_initial, stride_initial, i_scan, SCANS, i_b, i_h, o_d, o_e)
+                b_x = gl.load(p_tile, mask=m_s & keeps_initial, other=0.0)
+                b_x *= gl.where(reverse, 1.0, gl.exp(-slope))
+            if p_segments is not None:
+                p_x = p_segments + o_states + (o_e[:, None] * D + o_d[None, :])
+                for _ in range(earlier):
+                    b_x = b_x * segment_decay + gl.load(p_x, mask=m_s, other=0.0)
+                    p_x += segment_stride
+        b_s += (b_x,)
 
     slot, phase = 0, 0
     for _ in range(walked):
         mbarrier.wait(full.index(slot), phase)
         m_k = ring[1].index(slot).reshape((C, BLOCK_D))
         m_v = ring[2].index(slot).reshape((C, BLOCK_E)).slice(GROUP * WIDTH, WIDTH, 1)
+        if SHORT:
+            b_column = m_column.load(gl.SliceLayout(0, L_WA))
         b_v = m_v.permute((1, 0)).load(L_WA)
         b_w = (b_v.to(gl.float32) * b_column[None, :]).to(DTYPE)
-        b_s = warpgroup_mma(b_w, m_k, b_s * decay, is_async=True)
-        b_s, b_w = warpgroup_mma_wait(0, deps=[b_s, b_w])
+        b_s = _take_up(b_s, b_w, m_k, decay, PARTS)
+        b_s = _wait_for_state(b_s, b_w, PARTS)
         mbarrier.arrive(empty.index(slot))
         i_n += step
         slot, phase = _next(slot, phase, STAGES)
 
     if not WRITE_OUTPUT:
         if reduces:
-            gl.store(p_segments + o_states + o_segment, b_s, mask=m_s)
+            for part in gl.static_range(PARTS):
+                o_d = part * PART + gl.arange(0, PART, gl.SliceLayout(0, L_S))
+                p_x = p_segments + o_states + (o_e[:, None] * D + o_d[None, :])
+                gl.store(p_x, b_s[part], mask=(o_e < E)[:, None] & (o_d < D)[None, :])
     else:
         b_zero = gl.zeros([WIDTH, C], gl.float32, L_O)
         m_out = m_o.index(GROUP)
@@ -211,17 +253,31 @@ def _columns(
                     # could overflow.
                     b_column = gl.exp(-slope * gl.maximum(last - o_column, 0).to(gl.float32)) * scale_s
                     decay = gl.exp(-slope * last.to(gl.float32))
-            b_sa = gl.convert_layout(b_s.to(DTYPE), L_SA)
-            b_o = warpgroup_mma(b_sa, m_q.permute((1, 0)), b_zero, use_acc=False, is_async=True)
-            b_v = m_v.permute((1, 0)).load(L_SA)
-            b_w = (gl.convert_layout(b_v, L_WA).to(gl.float32) * b_column[None, :]).to(DTYPE)
-            b_next = warpgroup_mma(b_w, m_k, b_s * decay, is_async=True)
-            b_o, b_sa = warpgroup_mma_wait(1, deps=[b_o, b_sa])
-            b_o = b_o * b_row[None, :]
-            mbarrier.wait(p_full.index(i & 1), (i >> 1) & 1)
-            b_o = warpgroup_mma(b_v, m_p.index(i & 1), b_o, is_async=True)
-            b_o, b_s, b_v, b_w = warpgroup_mma_wait(0, deps=[b_o, b_next, b_v, b_w])
-            mbarrier.arrive(empty.index(slot))
+                    if SHORT:
+                        m_column.store(b_column)
+            b_o = b_zero
+            for part in gl.static_range(PARTS):
+                b_sa = gl.convert_layout(b_s[part].to(DTYPE), L_SA)
+                m_x = m_q.slice(part * PART, PART, 1).permute((1, 0))
+                b_o = warpgroup_mma(b_sa, m_x, b_o, use_acc=part > 0, is_async=True)
+                if SHORT:
+                    b_o, b_sa = warpgroup_mma_wait(0, deps=[b_o, b_sa])
+            if SHORT:
+                b_o = b_o * m_row.load(gl.SliceLayout(0, L_O))[None, :]
+                mbarrier.wait(p_full.index(i & 1), (i >> 1) & 1)
+                b_o = warpgroup_mma(m_v.permute((1, 0)), m_p.index(i & 1), b_o, is_async=True)
+                b_o = warpgroup_mma_wait(0, deps=[b_o])
+            else:
+                b_v = m_v.permute((1, 0)).load(L_SA)
+                b_w = (gl.convert_layout(b_v, L_WA).to(gl.float32) * b_column[None, :]).to(DTYPE)
+                b_s = _take_up(b_s, b_w, m_k, decay, PARTS)
+                b_o, b_sa = warpgroup_mma_wait(1, deps=[b_o, b_sa])
+                b_o = b_o * b_row[None, :]
+                mbarrier.wait(p_full.index(i & 1), (i >> 1) & 1)
+                b_o = warpgroup_mma(b_v, m_p.index(i & 1), b_o, is_async=True)
+                b_o, b_v = warpgroup_mma_wait(0, deps=[b_o, b_v])
+                b_s = _wait_for_state(b_s, b_w, PARTS)
+                mbarrier.arrive(empty.index(slot))
             mbarrier.arrive(p_empty.index(i & 1))
             tma.store_wait(0)  # the output before this one has left
             m_out.reshape((C, WIDTH)).permute((1, 0)).store(b_o.to(DTYPE))
@@ -232,12 +288,20 @@ def _columns(
                         tma.async_copy_shared_to_global(
                             descriptors[4 * scan + 3], [i_b, i_h, i_n, i_e], m_out
                         )
+            if SHORT:
+                b_v = m_v.permute((1, 0)).load(L_WA)
+                b_w = (b_v.to(gl.float32) * m_column.load(gl.SliceLayout(0, L_WA))[None, :]).to(DTYPE)
+                b_s = _take_up(b_s, b_w, m_k, decay, PARTS)
+                b_s = _wait_for_state(b_s, b_w, PARTS)
+                mbarrier.arrive(empty.index(slot))
             i_n += step
             slot, phase = _next(slot, phase, STAGES)
         if p_final is not None:  # noqa: SIM102 - as above
             if ends:
-                p_tile = state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
-                gl.store(p_tile, b_s, mask=m_s)
+                for part in gl.static_range(PARTS):
+                    o_d = part * PART + gl.arange(0, PART, gl.SliceLayout(0, L_S))
+                    p_tile = state_tile(p_final, stride_final, i_scan, SCANS, i_b, i_h, o_d, o_e)
+                    gl.store(p_tile, b_s[part], mask=(o_e < E)[:, None] & (o_d < D)[None, :])
         tma.store_wait(0)
         if i_n + C < 0:
             # Reversed, the last chunk may begin before the sequence. The copy engine reads such a tile but cannot write
@@ -368,6 +432,9 @@ def lightning2_scan_hopper_kernel(
     m_v = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_C, BLOCK_E], L_T)
     m_p = gl.allocate_shared_memory(DTYPE, [2, BLOCK_C, BLOCK_C], L_M)
     m_o = gl.allocate_shared_memory(DTYPE, [GROUPS, 1, 1, BLOCK_C, 64], L_T)
+    m_factors = gl.allocate_shared_memory(
+        gl.float32, [2 * GROUPS, BLOCK_C], gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    )
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     p_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -380,7 +447,7 @@ def lightning2_scan_hopper_kernel(
         mbarrier.init(p_empty.index(i), count=GROUPS)
     fence_async_shared()
 
-    memory = ((m_q, m_k, m_v), m_p, m_o, full, empty, p_full, p_empty)
+    memory = ((m_q, m_k, m_v), m_p, m_o, m_factors, full, empty, p_full, p_empty)
     place = (i_scan, i_b, i_h, i_n, i_e, step, reverse)
     factors = (slope, scale_o, scale_s)
     descriptors = (d_0, d_1, d_2, d_3, d_4, d_5, d_6, d_7, d_8, d_9, d_10, d_11)

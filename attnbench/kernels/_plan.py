@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from attnbench.kernels._configs import GROUP_COLUMNS, ScanConfig, scan_configs
 
 _BARRIERS = 512  # bytes of shared memory for them, with their alignment
+_FACTORS = (
+    2 * 4 * GROUP_COLUMNS
+)  # bytes of shared memory for the decays within a chunk, for each group of columns
 _RESERVED = 1024  # bytes of shared memory that the hardware keeps for itself in every program
 MAX_SEGMENTS = 256
 MIN_TOKENS_PER_SEGMENT = 256
@@ -111,12 +114,13 @@ def state_bytes(
 
 def _shared_bytes(config: ScanConfig, *, block_d: int, element_size: int) -> int:
     """Shared memory of one program: the tiles of q, k and v in every stage, and the product k q^T; where warps
-    specialise the output's tile, a second product and barriers as well."""
+    specialise the output's tile, a second product, decays and barriers as well."""
     tiles = config.num_stages * config.block_c * (2 * block_d + config.block_e)
     product = config.block_c * config.block_c
     if not config.specialised:
         return element_size * (tiles + product)
-    return element_size * (tiles + 2 * product + config.block_c * config.block_e) + _BARRIERS
+    factors = config.block_e // GROUP_COLUMNS * _FACTORS
+    return element_size * (tiles + 2 * product + config.block_c * config.block_e) + factors + _BARRIERS
 
 
 def padded_key_dim(key_dim: int, *, specialised: bool) -> int:

@@ -9,39 +9,28 @@ beside the span from the first kernel's begin to the last one's end. A CPU has n
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from attnbench.case import Cache, Case
 from attnbench.errors import UserError
-from attnbench.measure.clock import Call, CudaClock
+from attnbench.measure.clock import CudaClock
 from attnbench.measure.environment import device_name, pick_device
 from attnbench.measure.inputs import prepare
+from attnbench.measure.timeline import Span, by_call, flush_name, recorded
 from attnbench.registry import find, support
 from attnbench.semantics import SEMANTICS
 from attnbench.sweeps.loader import load
 
 _WARM_UP = 10
 _LONG_US = 50.0  # below it the distance between two launches weighs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """One piece of work on the device, in microseconds of the profiler's clock."""
-
-    name: str
-    start_us: float
-    end_us: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +43,6 @@ class Agreement:
     events_us: float
     profiler_us: float
     ratio: float
-
-
-def by_call(spans: Iterable[Span], *, flush: str, calls: int) -> list[list[Span]]:
-    """The work of each call, which begins behind a flush of the cache; what came before the first is left out.
-
-    Raises ValueError when there are not as many flushes as calls, or nothing behind one of them.
-    """
-    found: list[list[Span]] = []
-    for span in sorted(spans, key=lambda each: each.start_us):
-        if span.name == flush:
-            found.append([])
-        elif found:
-            found[-1].append(span)
-    if len(found) != calls or not all(found):
-        raise ValueError(
-            f"the profiler saw {len(found)} flushes and {sum(map(bool, found))} calls, expected {calls}"
-        )
-    return found
 
 
 def agreement(case: Case, *, events_ms: Sequence[float], calls: Sequence[Sequence[Span]]) -> Agreement:
@@ -103,9 +74,9 @@ def measure(case: Case, *, device: torch.device, samples: int) -> Agreement:
     call = calls.timed(case.workload)
     clock = CudaClock(device=device, cache=Cache.COLD)
     clock.batch(call, _WARM_UP)
-    flush = _flush_name(clock)
+    flush = flush_name(clock)
     events: list[float] = []
-    spans = _recorded(lambda: events.extend(clock.batch(call, samples)))
+    spans = recorded(lambda: events.extend(clock.batch(call, samples)))
     clock.close()
     return agreement(case, events_ms=events, calls=by_call(spans, flush=flush, calls=samples))
 
@@ -128,27 +99,6 @@ def table(found: Sequence[Agreement], *, device: str) -> str:
         for e in found
     ]
     return "\n".join(lines) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------------------
-
-
-def _flush_name(clock: CudaClock) -> str:
-    """The kernel that clears the cache: the only one of a sample without a call."""
-    nothing: Call = lambda: None  # noqa: E731
-    names = {span.name for span in _recorded(lambda: clock.batch(nothing, 3))}
-    if len(names) != 1:
-        raise ValueError(f"expected one kernel to clear the cache, the profiler saw {sorted(names)}")
-    return names.pop()
-
-
-def _recorded(work: Callable[[], object]) -> list[Span]:
-    os.environ.setdefault("TEARDOWN_CUPTI", "1")
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        work()
-        torch.cuda.synchronize()
-    events = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
-    return [Span(name=e.name, start_us=e.time_range.start, end_us=e.time_range.end) for e in events]
 
 
 def main(

@@ -99,6 +99,23 @@ def open_clock(*, device: torch.device, cache: Cache) -> Clock:
     return CudaClock(device=device, cache=cache) if device.type == "cuda" else HostClock(cache=cache)
 
 
+def host_times(call: Call, count: int, *, device: torch.device) -> list[float]:
+    """Milliseconds that the host spends on each of `count` calls before it goes on, the device idle at the start.
+
+    On the CPU that is the whole call; on CUDA what it takes to enqueue it, and to wait where the call itself waits.
+    """
+    samples = []
+    for _ in range(count):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        samples.append((time.perf_counter() - start) * 1e3)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return samples
+
+
 def timestamp() -> str:
     """The moment in UTC, ISO 8601 with milliseconds: when a case started."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -239,9 +241,21 @@ def _launched(call: Call, *, launch: Launch) -> Call:
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with _uncollected(), torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Garbage goes before, and none is collected within: what it frees on the device, such as another case's graph,
+    would break a capture."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _rates(case: Case, *, timing: Timing, mechanism: Mechanism, ceilings: Ceilings | None) -> dict[str, Any]:

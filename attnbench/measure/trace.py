@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NO_KERNEL = re.compile(r"^(Memcpy|Memset)")
+from attnbench.measure.timeline import NO_KERNEL, let_go
 
 
 def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
@@ -35,14 +34,13 @@ def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[
 
 
 def _profiled(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    # Left attached, the profiler slows later launches (DESIGN.md has what was seen of it).
-    os.environ.setdefault("TEARDOWN_CUPTI", "1")
+    let_go()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         call()
         torch.cuda.synchronize(device)
     events = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
     names = (e.name for e in sorted(events, key=lambda e: e.time_range.start))
-    return tuple(dict.fromkeys(name for name in names if not _NO_KERNEL.match(name)))
+    return tuple(dict.fromkeys(name for name in names if not NO_KERNEL.match(name)))
 
 
 class _Operators(TorchDispatchMode):

@@ -38,12 +38,13 @@ def specialised(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
     def choose(*, segments: int) -> None:
         def planned(scans: Any, *, remembered: Any) -> Plan:
             wide = scans[0].v.shape[-1] > 64
+            long = scans[0].q.shape[-1] > 128
             return Plan(
                 block_c=64,
                 block_e=128 if wide else 64,
                 segments=segments,
                 num_warps=4,
-                num_stages=4 if wide else 3,
+                num_stages=2 if long else 4 if wide else 3,
                 specialised=True,
             )
 
@@ -89,6 +90,10 @@ class TestSpecialised:
             (2, 2, 600, 128, 64),
             (2, 2, 600, 32, 128),
             (1, 1, 300, 16, 112),
+            *((1, 3, seq_len, 256, 256) for seq_len in (1, 63, 65, 200, 1000)),
+            (1, 2, 600, 256, 64),
+            (1, 2, 600, 64, 256),
+            (1, 2, 300, 144, 208),
         ],
         ids=shape_id,
     )

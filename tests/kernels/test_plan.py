@@ -72,11 +72,9 @@ def test_a_short_sequence_of_few_heads_is_not_worth_their_start(scans: int) -> N
     assert not bf16_plan(1, 16, 256, scans=scans, specialised=True).specialised
 
 
-@pytest.mark.parametrize(
-    ("dim", "specialised"), [(64, True), (96, True), (128, True), (160, False), (256, False)]
-)
-def test_they_take_what_fits_the_registers_of_a_group(dim: int, specialised: bool) -> None:
-    assert bf16_plan(8, 16, 8192, dim, specialised=True).specialised is specialised
+@pytest.mark.parametrize("dim", [64, 96, 128, 160, 256])
+def test_they_take_every_key_dim(dim: int) -> None:
+    assert bf16_plan(8, 16, 8192, dim, specialised=True).specialised
 
 
 @pytest.mark.parametrize(("value_dim", "width"), [(16, 64), (64, 64), (80, 128), (256, 128)])
@@ -147,7 +145,7 @@ def test_plans_are_near_the_best_that_was_timed_on_an_h200(specialised: bool) ->
         nearest = min(own, key=lambda segments: abs(math.log(segments / chosen.segments)))
         assert abs(math.log(nearest / chosen.segments)) < 0.45
         losses.append(math.log(own[nearest] / min(found.values())))
-    assert (len(times), sum(map(len, times.values()))) == (52, 984 if specialised else 627)
+    assert (len(times), sum(map(len, times.values()))) == (66, 1206 if specialised else 731)
     mean, worst = math.exp(statistics.fmean(losses)) - 1, math.exp(max(losses)) - 1
     design = " ".join((root / "DESIGN.md").read_text(encoding="utf-8").split())
     kernels = "the best of them" if specialised else "the best of the portable kernel's"

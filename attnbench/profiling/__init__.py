@@ -1,0 +1,1 @@
+"""Where the time of one mechanism goes: kernels, gaps, ceilings, counters, and a diagnosis in words."""

@@ -1,0 +1,235 @@
+"""Which profiler's kernel times agree with CUDA events: torch.profiler's (CUPTI by Kineto) or Triton's Proton?
+
+    python -m attnbench.profiling.agreement ci -o results/h200/profilers.md
+
+Each profiler has a process of its own, as two of them cannot share CUPTI, and times every case of a sweep: first by
+events alone, then by events and the profiler at once, on the same calls with a cold cache. Proton gives sums over all
+calls, so means are compared. `attnbench.measure.agreement` compares sample by sample, with one profiler.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from attnbench.case import Cache, Case
+from attnbench.comparison.formats import markdown_table
+from attnbench.errors import UserError, unknown
+from attnbench.executors.lock import device_lock
+from attnbench.measure.clock import Call, CudaClock
+from attnbench.measure.environment import device_name, pick_device
+from attnbench.measure.inputs import prepare
+from attnbench.measure.runner import first_sentence
+from attnbench.measure.timeline import recorded
+from attnbench.profiling.process import run
+from attnbench.registry import find, support
+from attnbench.semantics import SEMANTICS
+from attnbench.sweeps.loader import load
+
+_WARM_UP = 20
+_LONG_US = 50.0  # below it what lies between two launches weighs
+_NEAR = 0.02
+_LIMIT_S = 300.0
+
+# Of a profiler: the microseconds that kernels took in all of some work, by name.
+Totals = dict[str, float]
+Record = Callable[[Callable[[], object]], Totals]
+Row = Mapping[str, Any]  # of a case by a profiler: alone_us, events_us and kernels_us, or the reason
+
+
+def by_torch(work: Callable[[], object]) -> Totals:
+    """Times of all kernels by torch.profiler."""
+    found: Totals = {}
+    for span in recorded(work):
+        found[span.name] = found.get(span.name, 0.0) + span.length_us
+    return found
+
+
+def by_proton(work: Callable[[], object]) -> Totals:
+    """Times of all kernels by Triton's Proton. Raises ValueError when it wrote nothing."""
+    import triton.profiler as proton
+
+    with tempfile.TemporaryDirectory(prefix="attnbench-proton-") as folder:
+        path = Path(folder) / "work"
+        proton.start(str(path), backend="cupti")
+        try:
+            work()
+            torch.cuda.synchronize()
+        finally:
+            proton.finalize()
+        files = sorted(Path(folder).glob("work*"))
+        if not files:
+            raise ValueError("Proton wrote nothing")
+        return hatchet_totals(json.loads(files[0].read_text(encoding="utf-8")))
+
+
+def hatchet_totals(tree: Any) -> Totals:
+    """Microseconds by kernel in Proton's tree (Hatchet's literal format): what has a time and nothing below it."""
+    found: Totals = {}
+    todo = list(tree) if isinstance(tree, list) else [tree]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, Mapping) or "frame" not in node:  # the last entry tells of the devices
+            continue
+        children = node.get("children") or []
+        todo += children
+        time_ns = node.get("metrics", {}).get("time (ns)")
+        if time_ns and not children:
+            name = str(node["frame"]["name"])
+            found[name] = found.get(name, 0.0) + float(time_ns) / 1e3
+    return found
+
+
+PROFILERS: Mapping[str, Record] = {"torch.profiler": by_torch, "proton": by_proton}
+
+
+def measure(case: Case, *, record: Record, device: torch.device, samples: int) -> Row:
+    """A case by events alone, and by events and a profiler at once: means of a call, in microseconds.
+
+    Raises ValueError when the profiler saw no kernel of the call.
+    """
+    provider = support(case, device=device.type)
+    if isinstance(provider, str):
+        raise ValueError(provider)
+    semantics = SEMANTICS[find(case.mechanism).semantics]
+    call = prepare(case, provider=provider, semantics=semantics, device=device, seed=0).timed(case.workload)
+    clock = CudaClock(device=device, cache=Cache.COLD)
+    clock.batch(call, _WARM_UP)
+    alone = clock.batch(call, samples)
+    nothing: Call = lambda: None  # noqa: E731
+    flush = set(record(lambda: clock.batch(nothing, 3)))
+    events: list[float] = []
+
+    def work() -> None:
+        clock.batch(call, _WARM_UP)
+        events.extend(clock.batch(call, samples))
+
+    totals = record(work)
+    clock.close()
+    kernels = [total for name, total in totals.items() if name not in flush]
+    if not kernels:
+        raise ValueError(f"the profiler saw no kernel of the call, only {sorted(totals)}")
+    return {
+        "alone_us": 1e3 * statistics.mean(alone),
+        "events_us": 1e3 * statistics.mean(events),
+        "kernels_us": sum(kernels) / (samples + _WARM_UP),
+    }
+
+
+def table(found: Mapping[str, Mapping[str, Row]], *, cases: Sequence[str], device: str) -> str:
+    """Markdown: each case by each profiler, and how many of the long ones agree; found: by profiler, then case."""
+    headings = ["case", "events alone, µs"]
+    for name in found:
+        headings += [f"events under {name}, µs", f"kernels by {name}, µs", "ratio"]
+    cells = []
+    for case in cases:
+        rows = [known.get(case, {}) for known in found.values()]
+        alone = next((f"{row['alone_us']:.2f}" for row in rows if "alone_us" in row), "")
+        cells.append([case, alone, *(cell for row in rows for cell in _cells(row))])
+    sentences = [line for name, known in found.items() for line in _sentences(name, known)]
+    title = f"# Profilers against CUDA events on {device}"
+    return f"{title}\n\n{chr(10).join(sentences)}\n\n{markdown_table(headings, cells)}\n"
+
+
+def _cells(row: Row) -> tuple[str, str, str]:
+    if "kernels_us" not in row:
+        return "", "", ""
+    events, kernels = row["events_us"], row["kernels_us"]
+    return f"{events:.2f}", f"{kernels:.2f}", f"{kernels / events:.4f}"
+
+
+def _sentences(name: str, known: Mapping[str, Row]) -> list[str]:
+    """How a profiler did over all cases, and the reason of each that it did not manage."""
+    told = [row for row in known.values() if "kernels_us" in row]
+    long_ = [row for row in told if row["events_us"] >= _LONG_US]
+    near = [row for row in long_ if abs(row["kernels_us"] / row["events_us"] - 1) <= _NEAR]
+    said = f"{len(near)} of {len(long_)} cases over {_LONG_US:.0f} µs are within {_NEAR:.0%} of the events"
+    if told:
+        slower = statistics.median(row["events_us"] / row["alone_us"] for row in told)
+        said += f"; in the median case events under it are {slower:.3f} times those without"
+    reasons = [f"- {name}, {case}: {row['reason']}" for case, row in known.items() if "reason" in row]
+    return [f"- {name}: {said}.", *reasons]
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _child(profiler: str, request: Path, answers: Path) -> None:
+    """All cases by one profiler; an answer is written as soon as it is known."""
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    device = pick_device("cuda")
+    with answers.open("w", encoding="utf-8") as file:
+        for fields in asked["cases"]:
+            case = Case(**fields)
+            try:
+                row = measure(case, record=PROFILERS[profiler], device=device, samples=asked["samples"])
+            except Exception as error:  # whatever a profiler raises: the row says so
+                row = {"reason": f"{type(error).__name__}: {first_sentence(error)}"}
+            file.write(json.dumps({"case": case.case_id, **row}) + "\n")
+            file.flush()
+
+
+def _by(profiler: str, cases: Sequence[Case], *, samples: int, lock: int) -> dict[str, dict[str, Any]]:
+    """All cases by one profiler, in a process of its own; those that it did not reach say so."""
+    with tempfile.TemporaryDirectory(prefix="attnbench-agreement-") as folder:
+        request, answers = Path(folder) / "request.json", Path(folder) / "answers.jsonl"
+        request.write_text(
+            json.dumps({"cases": [case.as_dict() for case in cases], "samples": samples}), encoding="utf-8"
+        )
+        words = [sys.executable, "-m", "attnbench.profiling.agreement", "--child", profiler]
+        ended = run(
+            [*words, str(request), str(answers)], log=Path(folder) / "log", limit_s=_LIMIT_S, inherit=lock
+        )
+        lines = answers.read_text(encoding="utf-8").splitlines() if answers.is_file() else []
+    found = {row.pop("case"): row for row in map(json.loads, lines)}
+    how = (
+        "it was stopped after its time" if ended.code is None else f"its process ended with code {ended.code}"
+    )
+    missing = f"{how}; last output: {ended.last_line}"
+    return {case.case_id: found.get(case.case_id, {"reason": missing}) for case in cases}
+
+
+def main(
+    sweep: Annotated[str, typer.Argument(help="A preset or the path of a TOML file.")] = "ci",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Markdown file for the table.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=3, help="Calls of each case.")] = 100,
+    profiler: Annotated[
+        list[str] | None, typer.Option("--profiler", help="torch.profiler or proton; default: both.")
+    ] = None,
+) -> None:
+    """Time each case of a sweep by CUDA events and by each profiler, and set them side by side."""
+    names = profiler or list(PROFILERS)
+    for name in names:
+        if name not in PROFILERS:
+            raise unknown("profiler", name, PROFILERS)
+    device = pick_device("cuda")
+    cases = load(sweep, device="cuda").cases()
+    found = {}
+    with device_lock(device.type) as lock:
+        for name in names:
+            print(f"{name}: {len(cases)} cases", file=sys.stderr, flush=True)
+            found[name] = _by(name, cases, samples=samples, lock=lock)
+    text = table(found, cases=[case.case_id for case in cases], device=device_name(device))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    try:
+        if sys.argv[1:2] == ["--child"]:
+            _child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        else:
+            typer.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
