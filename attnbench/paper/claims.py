@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from attnbench.case import Status
 from attnbench.curves import Curve, Group, crossovers, flatness, slope
-from attnbench.paper.lines import Line
-from attnbench.words import bytes_text, count_text, factor, joined, rate_text, time_text
+from attnbench.paper.lines import Line, value_text
+from attnbench.words import count_text, factor, joined
 
 Lines = Mapping[str, Line]  # of one panel and one edition, by series
 SLACK = 0.1  # a ratio that comes within so much of the published one is as published
@@ -78,7 +78,10 @@ class Flat(_Claim):
         if len(line) < 2:
             return Judged(holds=None, said="one length alone")
         spread = flatness(line.value)
-        low, high = _said(float(line.value.min()), quantity), _said(float(line.value.max()), quantity)
+        low, high = (
+            value_text(float(line.value.min()), quantity),
+            value_text(float(line.value.max()), quantity),
+        )
         span = f"from {line.x[0]:,.0f} to {line.x[-1]:,.0f}"
         return Judged(
             holds=spread <= self.within, said=f"{factor(spread)} {span} ({low} to {high})", value=spread
@@ -106,7 +109,7 @@ class Ratio(_Claim):
                 said=f"{joined(absent)} has no value at {self.at:,.0f}{self._nearest(lines, quantity)}",
             )
         ratio = mine / other if quantity == "rate" else other / mine
-        said = f"{factor(ratio)} ({_said(mine, quantity)} and {_said(other, quantity)})"
+        said = f"{factor(ratio)} ({value_text(mine, quantity)} and {value_text(other, quantity)})"
         return Judged(holds=ratio >= self.published * (1 - SLACK), said=said, value=ratio)
 
     def _nearest(self, lines: Lines, quantity: str) -> str:
@@ -210,7 +213,7 @@ class Equal(_Claim):
         values = {x: [lines[name].at(x) or np.nan for name in self.series] for x in at}
         spreads = {x: max(each) / min(each) for x, each in values.items()}
         worst = max(spreads, key=lambda x: spreads[x])
-        shown = joined([_said(value, quantity) for value in values[worst]])
+        shown = joined([value_text(value, quantity) for value in values[worst]])
         said = f"{(spreads[worst] - 1):.2%} apart at {worst:,.0f} ({shown})"
         if not self.last and len(at) > 1:
             said += f", {count_text(len(at), 'common point')}"
@@ -286,11 +289,6 @@ Claim = Flat | Ratio | Crossover | Leads | Growth | Equal | Floor | Boundary | E
 
 
 # ------------------------------------------------------------------------------------------------------------
-
-
-def _said(value: float, quantity: str) -> str:
-    words = {"time": time_text, "rate": rate_text, "memory": bytes_text}
-    return words[quantity](value) if quantity in words else f"{value:.3f}"
 
 
 def _ahead(a: Line, b: Line, x: float, quantity: str) -> float:

@@ -23,13 +23,14 @@ from attnbench.pages import (
     log_ticks,
     marker_size,
     style_of,
-    text_width,
 )
 from attnbench.paper.drawing import (
     DASHES,
     WIDTH,
     Entry,
     Sheet,
+    axis_scale,
+    axis_unit,
     columns_of,
     entries_height,
     head_height,
@@ -70,7 +71,7 @@ def render(sheet: Sheet, *, axes: str) -> Drawn:
     for number, panel in enumerate(sheet.panels):
         row, column = divmod(number, columns)
         x, top = _LEFT + column * (width + _GAP), first + row * row_height
-        canvas.text(f"{panel.title}, {_unit(panel)}", x=x, top=top, size=TEXT)
+        canvas.text(f"{panel.title}, {axis_unit(panel)}", x=x, top=top, size=TEXT)
         _panel(canvas, sheet, panel, x=x, top=top + LINE + 0.04, width=width, kind=axes)
     canvas.text(_X_WORDS[sheet.figure.x], x=WIDTH / 2, top=label, size=TEXT, ha="center")
     put_entries(canvas, entries, top=legend)
@@ -112,7 +113,7 @@ def _panel(
 def _line(axes: Axes, sheet: Sheet, line: Line, *, panel: Panel) -> None:
     series = next(each for each in sheet.series if each.key == line.series)
     style = style_of(series.look)
-    unit = _scale(panel)
+    unit = axis_scale(panel)
     measured = line.origin is Origin.MEASURED
     known = ~np.isnan(line.low)
     if measured and known.any():
@@ -138,7 +139,7 @@ def _edition(sheet: Sheet, line: Line) -> int:
 
 def _paper_limit(axes: Axes, panel: Panel) -> None:
     assert panel.limit is not None
-    limit = panel.limit * UNITS[panel.unit] / _scale(panel)
+    limit = panel.limit * UNITS[panel.unit] / axis_scale(panel)
     axes.axhline(limit, color="#888888", linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
     axes.text(
         0.02, limit, "end of the paper's axis", transform=axes.get_yaxis_transform(), fontsize=SMALL - 1,
@@ -207,7 +208,9 @@ def _scales(
         axes.set_xscale("log", base=2)
     axes.set_xlim(*span)
     _x_ticks(axes, span=span, kind=kind, step=kind == "log-linear", width=width)
-    values = np.concatenate([line.value for line in there if len(line)] or [np.array([1.0])]) / _scale(panel)
+    values = np.concatenate([line.value for line in there if len(line)] or [np.array([1.0])]) / axis_scale(
+        panel
+    )
     if kind == "log":
         low, high = float(values.min()), float(values.max())
         # Noise must not look like a slope.
@@ -221,7 +224,7 @@ def _scales(
         axes.yaxis.set_major_formatter(FixedFormatter([_tick(tick) for tick in ticks]))
         return
     if kind == "linear":
-        limit = 0.0 if panel.limit is None else panel.limit * UNITS[panel.unit] / _scale(panel)
+        limit = 0.0 if panel.limit is None else panel.limit * UNITS[panel.unit] / axis_scale(panel)
         axes.set_ylim(0, max(float(values.max()), limit) * 1.08)
     else:  # equal losses must look equal
         low, high = float(values.min()), float(values.max())
@@ -260,15 +263,6 @@ def _x_ticks(axes: Axes, *, span: tuple[float, float], kind: str, step: bool, wi
     axes.tick_params(axis="x", labelsize=SMALL, labelcolor=INK, length=3, width=0.7, pad=2)
 
 
-def _scale(panel: Panel) -> float:
-    """What one of the axis is in the unit of lines."""
-    return {"time": 1.0, "rate": 1.0, "memory": 2.0**30, "loss": 1.0}[panel.quantity]
-
-
-def _unit(panel: Panel) -> str:
-    return {"time": "ms", "rate": "tokens/s", "memory": "GiB", "loss": "nats"}[panel.quantity]
-
-
 def _tick(value: float) -> str:
     for unit, name in ((1e6, "M"), (1e4, "k")):
         if value >= unit * 0.999:
@@ -290,8 +284,3 @@ def _kind_entries(sheet: Sheet) -> list[Entry]:
         }  # fmt: skip
         found.append(Entry(text=kind_words(kind, sheet), how=how))
     return found
-
-
-def label_width(labels: Sequence[str]) -> float:
-    """The widest of some labels, in inches."""
-    return max((text_width(label, size=SMALL) for label in labels), default=0.0)

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import MaxNLocator
 
 from attnbench.pages import EDGE, FAINT, INK, LINE, SMALL, TEXT, Canvas, short, style_of
-from attnbench.paper.curve_panels import label_width
 from attnbench.paper.drawing import (
     MARKS,
     WIDTH,
     Entry,
     Sheet,
+    axis_scale,
+    axis_unit,
     entries_height,
     head_height,
     head_lines,
@@ -26,10 +27,10 @@ from attnbench.paper.drawing import (
     put_head,
     sign_entries,
     sign_style,
+    widest,
 )
 from attnbench.paper.figures import Panel, Series
-from attnbench.paper.lines import Line, Origin
-from attnbench.words import bytes_text, rate_text, three
+from attnbench.paper.lines import Line, Origin, value_text
 
 _ROW, _TICKS = 0.27, 0.24
 
@@ -49,7 +50,7 @@ def render(sheet: Sheet, *, axes: str) -> Drawn:
     foot = legend + entries_height(entries) + 0.06
     figure, canvas = page(foot + len(footer) * LINE + EDGE)
     put_head(canvas, title, below)
-    left = EDGE + 0.08 + label_width([series.label for series in sheet.series])
+    left = EDGE + 0.08 + widest([series.label for series in sheet.series])
     for panel, at in zip(sheet.panels, tops, strict=True):
         _panel(canvas, sheet, panel, left=left, top=at)
     put_entries(canvas, entries, top=legend)
@@ -60,7 +61,7 @@ def render(sheet: Sheet, *, axes: str) -> Drawn:
 def _panel(canvas: Canvas, sheet: Sheet, panel: Panel, *, left: float, top: float) -> None:
     rows = _rows(sheet, panel)
     where = f" at {sheet.figure.at:,.0f} tokens" if sheet.figure.x == "seq_len" and sheet.figure.at else ""
-    canvas.text(f"{panel.title}{where}, {_unit(panel)}", x=left, top=top, size=TEXT)
+    canvas.text(f"{panel.title}{where}, {axis_unit(panel)}", x=left, top=top, size=TEXT)
     start = top + LINE + 0.04
     axes = canvas.axes(x=left, top=start, width=WIDTH - EDGE - left - 0.75, height=len(rows) * _ROW)
     _frame(axes, rows=len(rows))
@@ -76,7 +77,7 @@ def _panel(canvas: Canvas, sheet: Sheet, panel: Panel, *, left: float, top: floa
         values = [_row(axes, sheet, line, place=place, look=series.look, panel=panel) for line in there]
         known = [value for value in values if value is not None]
         if known:  # of the last kind: measured, where there is one
-            said = _said(known[-1] * _scale(panel), panel)
+            said = value_text(known[-1] * axis_scale(panel), panel.quantity).removesuffix(" tokens/s")
             x = left + axes.bbox.width / canvas.figure.dpi + 0.08
             canvas.text(said, x=x, top=start + (place + 0.5) * _ROW - 0.085, size=SMALL)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.03)
@@ -104,13 +105,13 @@ def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: 
         return None
     marker = _mark(sheet, line.origin, line.edition)
     axes.plot(
-        [value / _scale(panel)],
+        [value / axis_scale(panel)],
         [place + shift],
         linestyle="none",
         zorder=3,
         **mark_style(line.origin, colour=colour, marker=marker, size=6.2),
     )
-    return value / _scale(panel)
+    return value / axis_scale(panel)
 
 
 def _frame(axes: Axes, *, rows: int) -> None:
@@ -130,20 +131,6 @@ def _rows(sheet: Sheet, panel: Panel) -> Sequence[Series]:
     """The series that have a line in a panel, in order."""
     named = {line.series for line in sheet.here(panel)}
     return [series for series in sheet.series if series.key in named]
-
-
-def _scale(panel: Panel) -> float:
-    return 2.0**30 if panel.quantity == "memory" else 1.0
-
-
-def _unit(panel: Panel) -> str:
-    return {"memory": "GiB", "rate": "tokens/s", "time": "ms", "loss": "nats"}[panel.quantity]
-
-
-def _said(value: float, panel: Panel) -> str:
-    if panel.quantity == "memory":
-        return bytes_text(value)
-    return rate_text(value).removesuffix(" tokens/s") if panel.quantity == "rate" else three(value)
 
 
 def _kind_entries(sheet: Sheet) -> list[Entry]:

@@ -238,6 +238,21 @@ def sign_style(status: str, *, colour: str, hollow: bool) -> dict[str, Any]:
     }
 
 
+def axis_scale(panel: Panel) -> float:
+    """What one of an axis is in the unit of lines."""
+    return 2.0**30 if panel.quantity == "memory" else 1.0
+
+
+def axis_unit(panel: Panel) -> str:
+    """The unit of an axis."""
+    return {"time": "ms", "rate": "tokens/s", "memory": "GiB", "loss": "nats"}[panel.quantity]
+
+
+def widest(labels: Sequence[str]) -> float:
+    """The width of the widest of some labels, in inches."""
+    return max((text_width(label, size=SMALL) for label in labels), default=0.0)
+
+
 def columns_of(count: int) -> int:
     """Panels in a row."""
     return {1: 1, 2: 2, 3: 3, 4: 2}.get(count, 3)

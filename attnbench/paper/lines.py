@@ -9,6 +9,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from attnbench.words import bytes_text, rate_text, time_text
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -66,6 +68,12 @@ class Point:
     high: float | None = None
     status: str = "ok"
     reason: str = ""
+
+
+def value_text(value: float, quantity: str) -> str:
+    """A value of a line in words: 12.3 ms, 1.25 GiB, 45.6 k tokens/s, a loss to four digits."""
+    words = {"time": time_text, "rate": rate_text, "memory": bytes_text}
+    return words[quantity](value) if quantity in words else f"{value:.4g}"
 
 
 def line(points: Iterable[Point], *, origin: Origin, edition: str, panel: str, series: str) -> Line:

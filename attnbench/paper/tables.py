@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from attnbench.paper.deviations import Deviation
 from attnbench.paper.figures import Figure, Panel
-from attnbench.paper.lines import Line, Origin
-from attnbench.words import bytes_text, factor, rate_text, three, time_text
+from attnbench.paper.lines import Line, Origin, value_text
+from attnbench.words import factor, three
 
 _MOST_POINTS = 24  # a curve of steps is shown at its ends alone
 
@@ -54,12 +54,6 @@ def value_tables(figure: Figure, lines: Sequence[Line]) -> list[Table]:
     return [table for panel in figure.panel if (table := _values(figure, panel, lines)) is not None]
 
 
-def value_text(value: float, panel: Panel) -> str:
-    """A value in the words of its quantity."""
-    words = {"time": time_text, "rate": rate_text, "memory": bytes_text}
-    return words[panel.quantity](value) if panel.quantity in words else f"{value:.4f}"
-
-
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +94,7 @@ def _cell(line: Line, x: float, here: Sequence[Line], panel: Panel) -> str:
     value = line.at(x)
     if value is None:
         return next((gap.status for gap in line.gaps if gap.x == x), "")
-    said = value_text(value, panel).removesuffix(" tokens/s")
+    said = value_text(value, panel.quantity).removesuffix(" tokens/s")
     if line.origin is not Origin.MEASURED:
         return said
     # Held to what is right where that is known, else to what was published first.
