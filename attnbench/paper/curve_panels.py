@@ -45,6 +45,7 @@ from attnbench.paper.drawing import (
     series_entries,
     sign_entries,
     sign_style,
+    tick_text,
 )
 from attnbench.paper.figures import UNITS, Panel
 from attnbench.paper.lines import Line, Origin
@@ -221,7 +222,7 @@ def _scales(
         ticks = log_ticks(middle / half, middle * half, base=10, most=6)
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_minor_locator(FixedLocator([]))
-        axes.yaxis.set_major_formatter(FixedFormatter([_tick(tick) for tick in ticks]))
+        axes.yaxis.set_major_formatter(FixedFormatter([tick_text(tick) for tick in ticks]))
         return
     if kind == "linear":
         limit = 0.0 if panel.limit is None else panel.limit * UNITS[panel.unit] / axis_scale(panel)
@@ -230,7 +231,7 @@ def _scales(
         low, high = float(values.min()), float(values.max())
         pad = max(0.06 * (high - low), 0.02 * high)
         axes.set_ylim(low - pad, high + pad)
-    axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
+    axes.yaxis.set_major_formatter(lambda value, _: tick_text(value))
 
 
 def _x_range(sheet: Sheet, kind: str, *, own: Sequence[Line] | None) -> tuple[float, float]:
@@ -261,13 +262,6 @@ def _x_ticks(axes: Axes, *, span: tuple[float, float], kind: str, step: bool, wi
     axes.xaxis.set_minor_locator(FixedLocator([]))
     axes.xaxis.set_major_formatter(FixedFormatter(labels))
     axes.tick_params(axis="x", labelsize=SMALL, labelcolor=INK, length=3, width=0.7, pad=2)
-
-
-def _tick(value: float) -> str:
-    for unit, name in ((1e6, "M"), (1e4, "k")):
-        if value >= unit * 0.999:
-            return f"{value / min(unit, 1e6 if name == 'M' else 1e3):g}{name}"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.4g}"
 
 
 def _kind_entries(sheet: Sheet) -> list[Entry]:

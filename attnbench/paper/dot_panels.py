@@ -27,6 +27,7 @@ from attnbench.paper.drawing import (
     put_head,
     sign_entries,
     sign_style,
+    tick_text,
     widest,
 )
 from attnbench.paper.figures import Panel, Series
@@ -119,7 +120,7 @@ def _frame(axes: Axes, *, rows: int) -> None:
     axes.set_yticks(range(rows))
     axes.set_yticklabels([])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: tick_text(value))
     axes.grid(True, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -248,6 +248,14 @@ def axis_unit(panel: Panel) -> str:
     return {"time": "ms", "rate": "tokens/s", "memory": "GiB", "loss": "nats"}[panel.quantity]
 
 
+def tick_text(value: float) -> str:
+    """A place of an axis: 12.5, 5,000, 20k, 3M; nothing of it is rounded away."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if value >= unit * 10 or (name == "M" and value >= unit):
+            return f"{value / unit:g}{name}"
+    return f"{value:,.6g}"
+
+
 def widest(labels: Sequence[str]) -> float:
     """The width of the widest of some labels, in inches."""
     return max((text_width(label, size=SMALL) for label in labels), default=0.0)

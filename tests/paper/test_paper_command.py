@@ -19,7 +19,7 @@ from attnbench.case import Case, Measurement, Protocol, Status, Workload
 from attnbench.executors.local import LocalExecutor
 from attnbench.executors.run_folder import open_run
 from attnbench.paper import command, sources
-from attnbench.paper.drawing import mark_style
+from attnbench.paper.drawing import mark_style, tick_text
 from attnbench.paper.figures import figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
@@ -115,6 +115,23 @@ def test_equal_lines_give_equal_pictures(everything: tuple[Path, tuple[Any, ...]
 def test_published_marks_are_hollow_and_measured_ones_solid() -> None:
     faces = {origin: mark_style(origin, colour="#112233", marker="o")["markerfacecolor"] for origin in Origin}
     assert faces == {Origin.PUBLISHED: "white", Origin.CORRECTED: "white", Origin.MEASURED: "#112233"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.05, "0.05"),
+        (12.5, "12.5"),
+        (2000, "2,000"),
+        (20_000, "20k"),
+        (2.5e6, "2.5M"),
+        (2e8, "200M"),
+    ],
+    ids=str,
+)
+def test_a_tick_is_not_rounded(value: float, text: str) -> None:
+    assert tick_text(value) == text
 
 
 # ---------------------------------------------------------------- the command line
