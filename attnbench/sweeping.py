@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,21 @@ def run_sweep(
         executor = LocalExecutor(folder=folder, worker=worker)
         try:
             with ticking(console, total=missing) as ticker:
-                executor.run(cases, started=ticker.started, finished=ticker.finished, enough=enough)
+                executor.run(_until(enough, cases), started=ticker.started, finished=ticker.finished)
         except KeyboardInterrupt:
             raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
     folder = executor.folder
     left = len({c.case_id for c in cases} - folder.done())
     results = folder.merge() if folder.done() else folder.merged  # it may have been enough before the first
     return Outcome(folder=folder, results=results, effort=folder.record.get("effort"), left=left)
+
+
+def _until(enough: Callable[[], bool], cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases one by one, as long as it is not enough."""
+    for case in cases:
+        if enough():
+            return
+        yield case
 
 
 def default_folder(name: str) -> Path:

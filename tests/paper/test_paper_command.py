@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from attnbench import cli, store
-from attnbench.case import Case, Measurement, Protocol, Status, Workload
-from attnbench.executors.local import LocalExecutor
-from attnbench.executors.run_folder import open_run
+from attnbench import cli, store, sweeping
+from attnbench.case import Case, Measurement, Status
+from attnbench.executors.run_folder import RunFolder
 from attnbench.paper import command, sources
 from attnbench.paper.drawing import mark_style, tick_text
 from attnbench.paper.figures import figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
 from attnbench.paper.sources import Budget, Measuring, Taken
+from attnbench.sweeps.loader import Overrides, load
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "h200"
@@ -272,44 +271,36 @@ def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
     assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in (first, second))
 
 
-class _Worker:
-    """Stands in for a supervised worker: every case is done in no time."""
+class _Executor:
+    """Stands in for the local executor: every case is done in no time."""
 
-    environment = ceilings = None
-    protocol = Protocol()
+    def __init__(self, *, folder: RunFolder, worker: object) -> None:
+        self.folder = folder
 
-    def __init__(self) -> None:
-        self.phases_s: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[_Worker]:
-        yield self
-
-    def row(self, case: Case) -> dict[str, Any]:
-        return store.row(Measurement(case=case, status=Status.OK), run_id="a")
+    def run(self, cases: Iterable[Case], *, finished: Any, **_: Any) -> None:
+        for case in cases:
+            if case.case_id not in self.folder.done():
+                row = store.row(Measurement(case=case, status=Status.OK), run_id="a")
+                self.folder.keep(row)
+                finished(row)
 
 
-def test_an_executor_stops_before_a_case_and_a_later_one_goes_on(tmp_path: Path) -> None:
-    cases = [
-        Case(
-            mechanism="lightning2",
-            workload=Workload.FWD,
-            batch=1,
-            heads=1,
-            seq_len=n,
-            head_dim=16,
-            dtype="fp32",
-        )
-        for n in (16, 32, 64)
-    ]
-    answers = iter([False, True])
-    seen: list[str] = []
-    for enough in (lambda: next(answers), lambda: False):
-        folder = open_run(tmp_path, record={"run_id": "a", "sweep": None, "device": "cpu"}, resume=True)
-        executor = LocalExecutor(folder=folder, worker=cast(Any, _Worker()), ceilings=False)
-        executor.run(
-            cases, started=lambda case: seen.append(case.case_id), finished=lambda row: None, enough=enough
-        )
-        seen.append("stop")
-    first, *others = (case.case_id for case in cases)
-    assert seen == [first, "stop", *others, "stop"]
+def test_a_sweep_ends_when_it_is_enough_and_goes_on_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sweeping, "LocalExecutor", _Executor)
+    grid = load("quick", device="cpu", overrides=Overrides(seq_len=["256,512"], workload=["fwd"]))
+    cases = grid.cases()[:4]
+
+    def sweep(answers: Sequence[bool], *, resume: bool) -> int:
+        asked = iter(answers)
+        outcome = sweeping.run_sweep(
+            grid, cases, path=tmp_path / "run", resume=resume, command=(), console=Console(quiet=True),
+            enough=lambda: next(asked),
+        )  # fmt: skip
+        assert len(outcome.folder.done()) == len(cases) - outcome.left
+        return outcome.left
+
+    assert sweep([True], resume=False) == 4  # enough before the first: there is nothing to merge
+    assert sweep([False, False, True], resume=True) == 2
+    assert sweep([False] * 4, resume=True) == 0
