@@ -101,7 +101,8 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
     console = _console()
     console.print(listing.table(rows, device=kind))
     console.print("gqa: grouped-query heads; full: not causal; name@distribution asks for one provider.")
-    console.print(f"Presets: {', '.join(preset_names())}. Start with: attnbench sweep quick", highlight=False)
+    presets = ", ".join(preset_names())
+    console.print(f"Presets: {presets}. Start with: attnbench sweep quick", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -562,6 +563,67 @@ def report(
         print(
             f"{len(made.left_out)} figures would make it too large; attnbench plot and roofline write them."
         )
+
+
+@app.command(epilog=_example("attnbench paper fig3 --run results/h200/paper-fig3.parquet -o figures"))
+def paper(
+    figure: Annotated[
+        str, typer.Argument(help="A figure or table (see: attnbench paper list), `all`, or `list`.")
+    ],
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run", help="Take recorded runs and measure nothing: a run, or a folder of runs by name."
+        ),
+    ] = None,
+    gpu_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-budget", help="Minutes of measuring; the same command goes on with what is left."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of figures and tables, and of what is measured; default: runs/paper."
+        ),
+    ] = None,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a figure of the Lightning Attention papers: published points hollow, measured ones solid.
+
+    Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
+    figure and a summary. Without a GPU and without --run the published points are drawn alone.
+
+    Exit code 3 if the budget ended before everything was measured.
+    """
+    from attnbench.paper import command
+    from attnbench.paper.telling import print_figures, print_list
+
+    if figure.lower() == "list":
+        print_list(command.listing(), json_=json_)
+        return
+    from attnbench.measure.environment import pick_device
+    from attnbench.sweeping import InterruptedSweepError
+
+    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
+
+    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    try:
+        done = command.reproduce(
+            wanted,
+            device=kind,
+            can_measure=kind == "cuda" or device == "cpu",
+            console=_console(stderr=True),
+            tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+        )
+    except InterruptedSweepError as stop:
+        print(f"{stop}\nThe same command goes on with them.", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    print_figures(done, folder=wanted.out, json_=json_)
+    if any(each.left for each in done):
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 @app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))

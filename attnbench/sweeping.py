@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Outcome:
     folder: RunFolder
     results: Path
     effort: dict[str, Any] | None
+    left: int = 0  # cases that were not begun, because it was enough
 
     @property
     def measuring_share(self) -> float | None:
@@ -49,9 +50,16 @@ class Outcome:
 
 
 def run_sweep(
-    sweep: Sweep, cases: Sequence[Case], *, path: Path, resume: bool, command: Sequence[str], console: Console
+    sweep: Sweep,
+    cases: Sequence[Case],
+    *,
+    path: Path,
+    resume: bool,
+    command: Sequence[str],
+    console: Console,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Measure a sweep's cases into the run folder `path`.
+    """Measure a sweep's cases into the run folder `path`. enough: asked before each case whether to stop there.
 
     Raises UserError for a folder that holds something else, a busy device, or a machine where no worker starts;
     InterruptedSweepError on Ctrl-C.
@@ -73,11 +81,21 @@ def run_sweep(
         executor = LocalExecutor(folder=folder, worker=worker)
         try:
             with ticking(console, total=missing) as ticker:
-                executor.run(cases, started=ticker.started, finished=ticker.finished)
+                executor.run(_until(enough, cases), started=ticker.started, finished=ticker.finished)
         except KeyboardInterrupt:
             raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
     folder = executor.folder
-    return Outcome(folder=folder, results=folder.merge(), effort=folder.record.get("effort"))
+    left = len({c.case_id for c in cases} - folder.done())
+    results = folder.merge() if folder.done() else folder.merged  # it may have been enough before the first
+    return Outcome(folder=folder, results=results, effort=folder.record.get("effort"), left=left)
+
+
+def _until(enough: Callable[[], bool], cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases one by one, as long as it is not enough."""
+    for case in cases:
+        if enough():
+            return
+        yield case
 
 
 def default_folder(name: str) -> Path:

@@ -54,6 +54,7 @@ COMMANDS = (
     "profile",
     "import",
     "env",
+    "paper",
 )
 ATTNBENCH = (sys.executable, "-m", "attnbench")
 LIMIT_S = 120.0

@@ -18,7 +18,8 @@ from attnbench.sweeps.loader import Overrides, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDED = sorted((ROOT / "results").glob("**/*.parquet"))
+MODELS = {"train-step", "inference", "losses"}  # records of whole models have files of their own kind
+RECORDED = sorted(path for path in (ROOT / "results").glob("**/*.parquet") if path.stem not in MODELS)
 
 
 def _shown(file: str) -> list[str]:

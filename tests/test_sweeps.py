@@ -210,6 +210,8 @@ def test_preset_names() -> None:
         "grid",
         "kernels",
         "paper-fig3",
+        "paper-readme",
+        "paper-tnl-fig4",
         "quick",
     )
     assert preset_names() == names

@@ -85,6 +85,40 @@ def page(
 """
 
 
+def plain_page(title: str, *, asked: str, answer: Sequence[str], sections: Sequence[Section]) -> str:
+    """A document of words, tables and pictures that lie beside it: in the same style, without scripts and rows."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
+    links = "".join(f'<a href="#{each.anchor}">{text(each.title)}</a>' for each in sections)
+    parts = "".join(
+        f'<section id="{each.anchor}"><h2>{text(each.title)}</h2>{each.html}</section>' for each in sections
+    )
+    said = "".join(f'<p class="answer">{text(sentence)}</p>' for sentence in answer)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="attnbench {__version__}">
+<title>{text(title)} · attnbench</title>
+<style>{_static("page.css")}</style>
+</head>
+<body>
+<header class="page">
+<h1>{text(title)}</h1>
+<p class="asked">{text(asked)}</p>
+{said}
+<nav aria-label="Parts of the page">{links}</nav>
+</header>
+<main>
+{parts}
+</main>
+<footer class="small">attnbench {__version__}</footer>
+</body>
+</html>
+"""
+
+
 def text(value: object) -> str:
     """Plain text as HTML."""
     return html.escape(str(value))

@@ -1,0 +1,108 @@
+"""What stands behind measured points: who computed them in which run, and of whole models a row for each record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attnbench.case import Status
+from attnbench.models.records import Inference, Record, TrainStep
+from attnbench.paper.tables import Table
+from attnbench.words import bytes_text, rate_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def what_ran(frames: Sequence[pd.DataFrame], *, mechanisms: set[str]) -> tuple[Table, ...]:
+    """Who computed what in which run, of the mechanisms of a figure; a row for each run and provider."""
+    rows: dict[tuple[str, ...], None] = {}
+    for frame in frames:
+        records: Mapping[str, Mapping[str, object]] = frame.attrs.get("runs", {})
+        ok = frame[(frame["status"] == Status.OK) & frame["mechanism"].isin(mechanisms)]
+        seen = ok[["mechanism", "provider", "device", "run_id"]].drop_duplicates().itertuples(index=False)
+        for mechanism, provider, device, run in seen:
+            known = records.get(str(run), {})
+            told = [mechanism, provider, device, run, known.get("created_at")]
+            rows[tuple(str(each) if isinstance(each, str) else "" for each in told)] = None
+    headings = ("mechanism", "provider", "device", "run", "begun")
+    return (Table(title="**What ran**", headings=headings, rows=tuple(rows)),) if rows else ()
+
+
+def details(rows: Sequence[Record]) -> tuple[Table, ...]:
+    """Tables of the training steps and of the inference among some records; losses are all in their curves."""
+    steps = [_step(row) for row in rows if isinstance(row, TrainStep)]
+    phases = [_phase(row) for row in rows if isinstance(row, Inference)]
+    found = {
+        "**Training steps** (MFU: model FLOPs over the data sheet's rate; attention: its share of the step)": steps,
+        "**Inference**": phases,
+    }
+    return tuple(_table(title, cells) for title, cells in found.items() if cells)
+
+
+def _step(row: TrainStep) -> Mapping[str, str]:
+    return {
+        "size": row.size,
+        "model": row.model,
+        "attention": row.attention,
+        "tokens": f"{row.seq_len:,}",
+        "status": _status(row.status, row.reason),
+        "tokens/s per GPU": _rate(row.tokens_per_s),
+        "10 to 90 % of the steps": _spread(row),
+        "MFU": _share(row.mfu),
+        "attention's share": _share(row.attention_share),
+        "peak memory": _bytes(row.peak_bytes),
+        "batch": _batch(row),
+        "checkpointing": row.checkpointing,
+        "precision": row.precision,
+        "GPUs": str(row.gpus),
+    }
+
+
+def _phase(row: Inference) -> Mapping[str, str]:
+    return {
+        "size": row.size,
+        "model": row.model,
+        "keeps": row.cache,
+        "phase": row.phase,
+        "context": f"{row.context:,}",
+        "status": _status(row.status, row.reason),
+        "batch": "" if row.batch is None else f"{row.batch:,}",
+        "tokens/s": _rate(row.tokens_per_s),
+        "peak memory": _bytes(row.peak_bytes),
+        "kept of the context": _bytes(row.kept_bytes),
+        "precision": row.precision,
+    }
+
+
+def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    return Table(title=title, headings=tuple(rows[0]), rows=tuple(tuple(row.values()) for row in rows))
+
+
+def _status(status: str, reason: str | None) -> str:
+    return f"{status}: {reason}" if reason else status
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else rate_text(value).removesuffix(" tokens/s")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _bytes(value: int | None) -> str:
+    return "" if value is None else bytes_text(value)
+
+
+def _spread(row: TrainStep) -> str:
+    """How far the speed of single steps lies from that of the median."""
+    if row.p10_ms is None or row.p90_ms is None or row.median_ms is None:
+        return ""
+    return f"{row.median_ms / row.p90_ms - 1:+.1%} to {row.median_ms / row.p10_ms - 1:+.1%}"
+
+
+def _batch(row: TrainStep) -> str:
+    if row.batch is None:
+        return ""
+    return f"{row.batch:,}" if row.micro_batches in (None, 1) else f"{row.micro_batches:,} x {row.batch:,}"

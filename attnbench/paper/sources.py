@@ -1,0 +1,194 @@
+"""Where a figure's measured points come from: sweeps that are run now, within a budget, or runs that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnbench.errors import UserError
+from attnbench.measure.clock import now_s
+from attnbench.models.records import Inference, Loss, Record, TrainStep, read
+from attnbench.paper.figures import Figure
+from attnbench.paper.measured import Measured, of_records, of_runs
+from attnbench.paper.whole_models import Runner, record
+from attnbench.store import load_results
+from attnbench.words import count_text, joined
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from attnbench.sweeps.loader import Device
+
+MODELS = "models"  # the folder of what is recorded of whole models
+
+READERS: Mapping[str, Callable[[Path], Sequence[Record]]] = {
+    "train-step": lambda path: read(path, kind=TrainStep),
+    "inference": lambda path: read(path, kind=Inference),
+    "losses": lambda path: read(path, kind=Loss),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What of a run did not fit into the budget: its name, and cases (None: it was not begun)."""
+
+    run: str
+    cases: int | None
+
+    def __str__(self) -> str:
+        return self.run if self.cases is None else f"{count_text(self.cases, 'case')} of {self.run}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What was measured of a figure, from where, and what is still to be measured."""
+
+    measured: Measured
+    runs: tuple[Path, ...] = ()
+    absent: tuple[str, ...] = ()  # names of runs that there are not
+    left: tuple[Left, ...] = ()
+    failures: tuple[str, ...] = ()  # of measuring, in words
+
+
+@dataclass
+class Budget:
+    """Seconds of measuring for one command; None: as many as it takes."""
+
+    seconds: float | None
+    begun: float = field(default_factory=now_s)
+
+    def spent(self) -> bool:
+        """Is nothing left of it?"""
+        remaining = self.remaining_s()
+        return remaining is not None and remaining <= 0
+
+    def remaining_s(self) -> float | None:
+        """What is left; None: without end."""
+        return None if self.seconds is None else self.seconds - (now_s() - self.begun)
+
+
+def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:
+    """What recorded runs hold of a figure. paths: runs, or folders in which runs lie by their names.
+
+    Raises UserError when a path does not exist, or is a run that holds nothing of the figure.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no results file or folder at {path}")
+    given = [path for path in paths if _is_run(path)]
+    folders = [path for path in paths if not _is_run(path)]
+    if given:
+        taken = _take(figure, given)
+        if not any(len(line) or line.gaps for line in taken.lines):
+            raise UserError(
+                f"{joined([str(path) for path in given])} holds nothing of {figure.name}: {_needs(figure)}"
+            )
+    found = {name: there for name in figure.sources if (there := _look(name, folders)) is not None}
+    absent = tuple(name for name in figure.sources if name not in found)
+    runs = (*given, *found.values())
+    measured = _take(figure, runs) if runs else Measured(lines=())
+    return Taken(measured=measured, runs=runs, absent=() if given else absent)
+
+
+def available(figure: Figure, folder: Path) -> Taken:
+    """What the runs in a folder hold of a figure; nothing where there is no such folder."""
+    nothing = Taken(measured=Measured(lines=()), absent=figure.sources)
+    return recorded(figure, [folder]) if folder.exists() else nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How sweeps are run: into `folder`/<preset>, on a device, within a budget. A run that is there is gone on with."""
+
+    folder: Path
+    device: Device
+    budget: Budget
+    console: Console
+    words: Sequence[str]  # the command line, for the runs' records
+    sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
+    model: Runner | None = None  # runs `attnbench model`; default: as a process
+
+    def take(self, figure: Figure) -> Taken:
+        """Measure what a figure lacks, as far as the budget goes, and take what is there then.
+
+        Raises what running a sweep raises.
+        """
+        left = [Left(run=preset, cases=cases) for preset in figure.sweeps if (cases := self._measure(preset))]
+        failures = []
+        for command in figure.record_by if self.device == "cuda" else ():  # the sizes are those of a GPU
+            folder = self.folder / MODELS
+            made = record(command, folder=folder, remaining_s=self.budget.remaining_s(), run=self.model)
+            if made.left != 0:
+                left.append(Left(run=command, cases=made.left))
+            failures += [made.failure] if made.failure else []
+        there = available(figure, self.folder)
+        return dataclasses.replace(there, left=tuple(left), failures=tuple(failures))
+
+    def _measure(self, preset: str) -> int:
+        """Cases of a preset that are left."""
+        from attnbench.sweeping import run_sweep
+        from attnbench.sweeps.loader import load
+
+        grid = load(preset, device=self.device)
+        path = self.folder / preset
+        cases = grid.cases()
+        there = {file.stem for file in (path / "shards").glob("*.parquet")} if path.exists() else set()
+        missing = [case for case in cases if case.case_id not in there]
+        if not missing:
+            return 0
+        if self.budget.spent():
+            return len(missing)
+        print(f"{preset}: {count_text(len(missing), 'case')} to measure", file=sys.stderr)
+        outcome = (self.sweep or run_sweep)(
+            grid,
+            cases,
+            path=path,
+            resume=path.exists(),
+            command=self.words,
+            console=self.console,
+            enough=self.budget.spent,
+        )
+        left: int = outcome.left
+        return left
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_file() or (path / "run.json").is_file()
+
+
+def _look(name: str, folders: Sequence[Path]) -> Path | None:
+    """The run of that name in one of some folders: a file here or below `paper` or `models`, or a run folder."""
+    for folder in folders:
+        below = [folder / part / f"{name}.parquet" for part in ("paper", MODELS)]
+        for place in (folder / f"{name}.parquet", folder / name, *below):
+            if (
+                place.is_file()
+                or any(place.glob("shards/*.parquet"))
+                or (place / "results.parquet").is_file()
+            ):
+                return place
+    return None
+
+
+def _take(figure: Figure, runs: Sequence[Path]) -> Measured:
+    if figure.records:
+        return of_records(figure, [row for path in runs for row in READERS[figure.records](path)])
+    frames: list[pd.DataFrame] = [load_results(path) for path in runs]
+    return of_runs(figure, frames)
+
+
+def _needs(figure: Figure) -> str:
+    """What a run must have, in words."""
+    if figure.records:
+        return f"it is drawn from {figure.records} records"
+    names = [series.mechanism[0] for series in figure.series if series.mechanism]
+    workloads = dict.fromkeys(panel.workload for panel in figure.panel)
+    return f"it needs {joined(list(workloads))} of {', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,49 @@
+"""Measure what a figure needs of whole models: by `attnbench model`, as a process, in what is left of a budget."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LEAST_S = 20.0  # of budget, below which none is begun: a model takes so long to be made
+
+Runner = Callable[[Sequence[str]], tuple[int, str]]  # a command line -> its exit code and stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """How one command ended: cases that its time did not reach (None: it was not begun), or why it failed."""
+
+    left: int | None
+    failure: str = ""
+
+
+def record(command: str, *, folder: Path, remaining_s: float | None, run: Runner | None = None) -> Recorded:
+    """Run `attnbench <command>` into a folder. What is there already is not measured again.
+
+    command: as a figure's data has it, `model train-step --size 1B`. remaining_s: of the budget; None: as long as it
+    takes. run: calls it; default: a process of this interpreter, whose progress is seen.
+    """
+    if remaining_s is not None and remaining_s < LEAST_S:
+        return Recorded(left=None)
+    words = [*shlex.split(command), "--out", str(folder), "--json"]
+    if remaining_s is not None:
+        words += ["--minutes", f"{remaining_s / 60:.2f}"]
+    code, output = (run or _run)(words)
+    try:
+        left = int(json.loads(output)["left"])
+    except (ValueError, KeyError, TypeError):
+        return Recorded(left=0, failure=f"attnbench {command} ended with exit code {code}")
+    return Recorded(left=left)
+
+
+def _run(words: Sequence[str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "attnbench", *words], stdout=subprocess.PIPE, text=True, check=False
+    )
+    return done.returncode, done.stdout

@@ -1,0 +1,304 @@
+"""`attnbench paper`: from recorded runs to pictures and tables, within a budget, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from attnbench import cli, store, sweeping
+from attnbench.case import Case, Measurement, Status
+from attnbench.executors.run_folder import RunFolder
+from attnbench.paper import command, sources
+from attnbench.paper.drawing import mark_style, tick_text
+from attnbench.paper.figures import figures, find
+from attnbench.paper.lines import Origin
+from attnbench.paper.measured import Measured
+from attnbench.paper.sources import Budget, Measuring, Taken
+from attnbench.sweeps.loader import Overrides, load
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "h200"
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["attnbench", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
+    """`paper all` from the committed results."""
+    out = tmp_path_factory.mktemp("paper")
+    wanted = command.request("all", runs=[RESULTS], budget_min=None, out=out)
+    done = command.reproduce(
+        wanted, device="cpu", can_measure=False, console=Console(quiet=True), tell=lambda line: None
+    )
+    return out, done
+
+
+def test_all_figures_render_from_committed_results(everything: tuple[Path, tuple[Any, ...]]) -> None:
+    out, done = everything
+    for each in done:
+        assert (out / f"{each.figure.name}.md").is_file()
+        drawable = any(len(line) for line in each.lines)
+        assert bool(each.pictures) is drawable
+        assert all(path.stat().st_size > 1000 for path in each.pictures)
+    by_name = {each.figure.name: each for each in done}
+    assert by_name["fig3"].device == "NVIDIA H200"
+    assert {path.name for path in by_name["fig3"].pictures} == {
+        "fig3.png", "fig3.svg", "fig3.log.png", "fig3.log.svg",
+    }  # fmt: skip
+    for name, each in by_name.items():  # those without a run show the published points, and say so
+        if not each.device and each.pictures:
+            assert each.sentence.startswith("published points alone: no run "), name
+
+
+def test_the_summary_links_what_is_there_and_says_what_does_not_hold(
+    everything: tuple[Path, tuple[Any, ...]],
+) -> None:
+    out, done = everything
+    summary, page = (out / "README.md").read_text(), (out / "index.html").read_text()
+    for each in done:
+        assert f"[{each.figure.name}]({each.figure.name}.md)" in summary
+        assert f'id="{each.figure.name}"' in page
+        for said in each.failing:
+            assert said in summary
+    for picture in (path for each in done for path in each.pictures if path.suffix == ".png"):
+        assert f'src="{picture.name}"' in page
+    assert "<script" not in page
+
+
+def test_the_page_of_a_figure_has_claims_values_and_errata(everything: tuple[Path, tuple[Any, ...]]) -> None:
+    out, _ = everything
+    text = (out / "readme-memory.md").read_text()
+    assert "all three measured xFormers" in text
+    row = next(line for line in text.splitlines() if line.startswith("| 32,768 | 10.9 GiB"))
+    assert "16.9 GiB" in row  # benchmarks/README.md
+    assert "8.00 GiB (1.00×)" in row  # measured, over the corrected value
+    assert "**Not stated" not in text
+    assert "- Not stated: GPU" in text
+
+
+def test_equal_lines_give_equal_pictures(everything: tuple[Path, tuple[Any, ...]], tmp_path: Path) -> None:
+    out, _ = everything
+    wanted = command.request("table1", runs=[RESULTS], budget_min=None, out=tmp_path)
+    command.reproduce(
+        wanted, device="cpu", can_measure=False, console=Console(quiet=True), tell=lambda line: None
+    )
+    for name in ("table1.png", "table1.svg"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_published_marks_are_hollow_and_measured_ones_solid() -> None:
+    faces = {origin: mark_style(origin, colour="#112233", marker="o")["markerfacecolor"] for origin in Origin}
+    assert faces == {Origin.PUBLISHED: "white", Origin.CORRECTED: "white", Origin.MEASURED: "#112233"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.05, "0.05"),
+        (12.5, "12.5"),
+        (2000, "2,000"),
+        (20_000, "20k"),
+        (2.5e6, "2.5M"),
+        (2e8, "200M"),
+    ],
+    ids=str,
+)
+def test_a_tick_is_not_rounded(value: float, text: str) -> None:
+    assert tick_text(value) == text
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_one_figure_prints_its_claims(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    run_path = str(RESULTS / "paper-fig3.parquet")
+    code, out, _ = run("paper", "readme-memory", "--run", run_path, "-o", str(tmp_path), "--json")
+    assert code == 0
+    (found,) = json.loads(out)
+    assert (found["figure"], found["device"], found["left"]) == ("readme-memory", "NVIDIA H200", [])
+    assert {each["verdict"] for each in found["claims"]} == {
+        "holds",
+        "cannot be told",
+    }  # no xFormers in that run
+    code, out, _ = run("paper", "README-memory", "--run", run_path, "-o", str(tmp_path))
+    assert code == 0
+    assert "On NVIDIA H200 of 4 claims " in out
+    assert "Here: NVIDIA H200. That is other hardware." in out
+
+
+def test_without_a_gpu_and_a_run_the_published_points_stand_alone(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU the sweep would run")
+    code, out, _ = run("paper", "readme-speed", "-o", str(tmp_path))
+    assert code == 0
+    assert "Published points alone: no GPU here, and no --run that holds it." in out
+    assert (tmp_path / "readme-speed.png").is_file()
+
+
+def test_list_names_every_figure(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run("paper", "list", "--json")
+    rows = {row["figure"]: row for row in json.loads(out)}
+    assert code == 0
+    assert list(rows) == list(figures())
+    assert rows["table1"]["published_values"] == 81 - 12
+    assert rows["fig3"]["published_values"] == 0
+    code, out, _ = run("paper", "list")
+    assert "readme-memory" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fig33"], "unknown figure 'fig33'; did you mean 'fig3'?"),
+        (["fig3", "--run", "nowhere"], "there is no results file or folder at nowhere"),
+        (["fig3", "--gpu-budget", "0"], "--gpu-budget: expected minutes above 0, got 0"),
+        (["fig3", "--gpu-budget", "5", "--run", "{h200}"], "leave --gpu-budget out"),
+        (["all", "--run", "{h200}/quick.parquet"], "paper all takes folders of recorded runs"),
+        (
+            ["decode", "--run", "{h200}/quick.parquet"],
+            "holds nothing of decode: it needs decode of lightning2,",
+        ),
+        (["table1", "--run", "{h200}/quick.parquet"], "expected train-step"),
+    ],
+    ids=["typo", "no-run", "no-budget", "both", "file-for-all", "other-run", "other-kind"],
+)
+def test_bad_input_is_one_sentence(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    code, out, err = run("paper", *(word.format(h200=RESULTS) for word in words), "-o", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- the budget
+
+
+class _Sweeping:
+    """Stands in for `run_sweep`: a case takes `case_s` of a clock that only it moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, case_s: float) -> None:
+        self.now, self.case_s, self.resumed = 0.0, case_s, []  # type: ignore[var-annotated]
+        monkeypatch.setattr(sources, "now_s", lambda: self.now)
+
+    def __call__(self, grid: Any, cases: Any, *, path: Path, resume: bool, enough: Any, **_: Any) -> Any:
+        self.resumed.append(resume)
+        (path / "shards").mkdir(parents=True, exist_ok=True)
+        done = {file.stem for file in (path / "shards").iterdir()}
+        for case in cases:
+            if case.case_id not in done:
+                if enough():
+                    break
+                self.now += self.case_s
+                (path / "shards" / f"{case.case_id}.parquet").touch()
+                done.add(case.case_id)
+        return SimpleNamespace(left=len(cases) - len(done))
+
+
+def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
+    sweeping = _Sweeping(monkeypatch, case_s=60.0)
+    left = []
+    for _ in range(4):
+        measuring = Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=40 * 60, begun=sweeping.now),
+            console=Console(quiet=True), words=(), sweep=sweeping,
+        )  # fmt: skip
+        left.append([str(each) for name in ("fig3", "tnl-fig4") for each in measuring.take(find(name)).left])
+    # 48 cases of paper-fig3, which both figures need, and 16 of paper-tnl-fig4.
+    of_both = "8 cases of paper-fig3"
+    assert left == [[of_both, "16 cases of paper-tnl-fig4", of_both], [], [], []]
+    assert sweeping.resumed == [False, True, False]
+    assert sweeping.now == 64 * 60.0
+
+
+def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+    clock = [0.0]
+    monkeypatch.setattr(sources, "now_s", lambda: clock[0])
+
+    def model(words: Sequence[str]) -> tuple[int, str]:
+        calls.append(list(words))
+        clock[0] += 60.0
+        return (0, json.dumps({"left": 5})) if len(calls) == 1 else (2, "")
+
+    def measuring(minutes: float) -> Measuring:
+        return Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=60 * minutes, begun=clock[0]),
+            console=Console(quiet=True), words=(), model=model,
+        )  # fmt: skip
+
+    figure = find("table1")
+    first, second = figure.record_by
+    taken = measuring(1.0).take(figure)
+    assert [str(each) for each in taken.left] == [f"5 cases of {first}", second]  # the second was not begun
+    assert calls == [[*shlex.split(first), "--out", str(tmp_path / "models"), "--json", "--minutes", "1.00"]]
+    taken = measuring(5.0).take(figure)
+    assert taken.left == ()
+    assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in (first, second))
+
+
+class _Executor:
+    """Stands in for the local executor: every case is done in no time."""
+
+    def __init__(self, *, folder: RunFolder, worker: object) -> None:
+        self.folder = folder
+
+    def run(self, cases: Iterable[Case], **_: Any) -> None:
+        for case in cases:
+            if case.case_id not in self.folder.done():
+                self.folder.keep(store.row(Measurement(case=case, status=Status.OK), run_id="a"))
+
+
+def test_a_sweep_ends_when_it_is_enough_and_goes_on_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sweeping, "LocalExecutor", _Executor)
+    grid = load("quick", device="cpu", overrides=Overrides(seq_len=["256,512"], workload=["fwd"]))
+    cases = grid.cases()[:4]
+
+    def sweep(answers: Sequence[bool], *, resume: bool) -> int:
+        asked = iter(answers)
+        outcome = sweeping.run_sweep(
+            grid, cases, path=tmp_path / "run", resume=resume, command=(), console=Console(quiet=True),
+            enough=lambda: next(asked),
+        )  # fmt: skip
+        assert len(outcome.folder.done()) == len(cases) - outcome.left
+        return outcome.left
+
+    assert sweep([True], resume=False) == 4  # enough before the first: there is nothing to merge
+    assert sweep([False, False, True], resume=True) == 2
+    assert sweep([False] * 4, resume=True) == 0
