@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -64,5 +66,6 @@ def test_without_a_gpu_it_says_so() -> None:
 
 @pytest.mark.gpu
 def test_both_clocks_agree_on_a_long_kernel() -> None:
-    found = measure(CASE, device=torch.device("cuda", 0), samples=20)
+    """Events take in 2 to 3 µs before a kernel begins: 2 % of a kernel of 150 µs. This one takes 270."""
+    found = measure(dataclasses.replace(CASE, batch=8), device=torch.device("cuda", 0), samples=20)
     assert found.ratio == pytest.approx(1, abs=0.02)
