@@ -54,14 +54,14 @@ def markdown(profile: Profile) -> str:
 
 
 def index(profiles: Sequence[tuple[str, Profile]]) -> str:
-    """A page over several: for each its time, how its kernels sum to it, what bounds it, and where its own page is."""
+    """A page over several: for each its time, how its kernels sum to that of the profiled calls, what bounds it, and where its own page is."""
     rows = []
     for _, profile in profiles:
         time = "" if profile.time_us is None else time_text(profile.time_us / 1e3)
         deviation = "" if profile.deviation is None else f"{profile.deviation:+.1%}"
         bound = str(profile.status) if profile.diagnosis is None else str(profile.diagnosis.bound)
         rows.append((profile.label, time, deviation, bound))
-    table = markdown_table(("case", "time", "its kernels' sum", "bound by"), rows)
+    table = markdown_table(("case", "time", "kernels, beside events", "bound by"), rows)
     pages = [
         f"- [{profile.label}]({folder}/{PAGE}): {escaped(words.verdict(profile))}"
         for folder, profile in profiles

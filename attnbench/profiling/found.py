@@ -198,10 +198,15 @@ class Profile:
 
     @property
     def deviation(self) -> float | None:
-        """How far the kernels' times, added up, lie from the median call by CUDA events: -0.01 is 1 % below."""
+        """How far the kernels' times, added up, lie from what CUDA events say of the same calls: -0.01 is 1 % below."""
+        return None if self.timeline is None else self.timeline.kernels_us / self.timeline.events_us - 1
+
+    @property
+    def slowdown(self) -> float | None:
+        """How much longer the profiled calls took than those before any profiler, both by CUDA events."""
         if self.timeline is None or self.time_us is None:
             return None
-        return self.timeline.kernels_us / self.time_us - 1
+        return self.timeline.events_us / self.time_us - 1
 
     @property
     def label(self) -> str:

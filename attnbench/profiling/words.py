@@ -62,8 +62,13 @@ def caveats(profile: Profile) -> list[str]:
         found.append(f"While it was timed the device held itself back: {', '.join(telemetry.throttle)}.")
     if sums_astray(profile):
         found.append(
-            f"The kernel times differ from the CUDA-event time by more than {SUM_TOLERANCE:.0%}: the profiled calls "
-            "ran at another clock, or the profiler disturbed them."
+            f"The kernel times differ from the CUDA-event time of the same calls by more than {SUM_TOLERANCE:.0%}."
+        )
+    slowdown = profile.slowdown
+    if slowdown is not None and abs(slowdown) > SUM_TOLERANCE:
+        found.append(
+            f"The profiled calls took {abs(slowdown):.1%} {'more' if slowdown > 0 else 'less'} time than those before: "
+            "the device ran at another clock, or the profiler disturbed them."
         )
     return found
 
@@ -118,8 +123,8 @@ def _time(profile: Profile) -> list[str]:
     if line is not None and deviation is not None:
         side = "above" if deviation >= 0 else "below"
         lines.append(
-            f"Its kernels take {us(line.kernels_us)}, {abs(deviation):.1%} {side} that; in "
-            f"{count_text(line.calls, 'profiled call')} events say {us(line.events_us)}."
+            f"Its kernels take {us(line.kernels_us)}, {abs(deviation):.1%} {side} what events say of the same "
+            f"{count_text(line.calls, 'profiled call')}, {us(line.events_us)}."
         )
     if profile.host_us is not None and profile.device_type == "cuda":
         lines.append(f"The host takes {us(profile.host_us)} to enqueue a call.")

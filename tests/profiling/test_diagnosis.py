@@ -160,11 +160,22 @@ def test_every_verdict_keeps_to_its_threshold(
 def test_kernels_that_do_not_sum_to_the_events_are_told(busy_us: float, astray: bool) -> None:
     """Within 3 % where the device bounds the call; a call with gaps is not expected to."""
     taken = profile(time_us=100, busy_us=busy_us)
+    assert taken.timeline is not None
+    taken = dataclasses.replace(taken, timeline=dataclasses.replace(taken.timeline, events_us=100.0))
     taken = dataclasses.replace(taken, diagnosis=diagnose(taken))
     assert taken.deviation == pytest.approx(busy_us / 100 - 1)
     assert words.sums_astray(taken) is astray
     assert any(f"more than {SUM_TOLERANCE:.0%}" in text for text in words.caveats(taken)) is astray
     assert any(f"{abs(busy_us - 100):.1f}%" in text for text in words.facts(taken))
+
+
+@pytest.mark.parametrize(("events_us", "told"), [(102.0, None), (109.0, "9.0% more"), (91.0, "9.0% less")])
+def test_another_clock_under_the_profiler_is_told(events_us: float, told: str | None) -> None:
+    """The kernels still sum to the events of their own calls."""
+    taken = profile(time_us=100, busy_us=events_us)
+    assert taken.deviation == pytest.approx(0)
+    texts = [text for text in words.caveats(taken) if "profiled calls took" in text]
+    assert (not texts) if told is None else (told in texts[0])
 
 
 def test_a_timing_stands_before_every_profiler() -> None:
