@@ -54,7 +54,8 @@ def markdown(profile: Profile) -> str:
 
 
 def index(profiles: Sequence[tuple[str, Profile]]) -> str:
-    """A page over several: for each its time, how its kernels sum to that of the profiled calls, what bounds it, and where its own page is."""
+    """A page over several: for each its time, how its kernels sum to that of the profiled calls, what bounds it, and
+    where its own page is."""
     rows = []
     for _, profile in profiles:
         time = "" if profile.time_us is None else time_text(profile.time_us / 1e3)
