@@ -318,6 +318,9 @@ def verify(
         list[str] | None, typer.Option("--value-dim", help="Default: as --head-dim.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Workers that check at once; default: by the cores.")
+    ] = None,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -348,7 +351,9 @@ def verify(
         dims = tuple((d, e) for d in widths for e in (values or (d,)))
     cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
     with ticking(_console(stderr=True), total=len(cases)) as ticker:
-        found = verification.verify(cases, device=kind, seed=seed, finished=ticker.finished)
+        found = verification.verify(
+            cases, device=kind, seed=seed, jobs=jobs or verification.jobs_on(kind), finished=ticker.finished
+        )
     if json_:
         print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ DTYPES = {"cuda": ("bf16", "fp16", "fp32"), "cpu": ("fp32",)}
 FEW_SEQ_LENS = (65, 1000)  # where every shape is compiled first
 WINDOW, OTHER_WINDOWS = 37, (1, 600)  # within a block of a mask, and over several
 BATCH, HEADS = 2, 3
+_MOST_JOBS = 8
 
 _ERRORS = ("rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv")
 
@@ -115,26 +119,65 @@ class Finding:
         return Status.OK if self.shapes else Status.UNSUPPORTED
 
 
-def verify(
-    wanted: Sequence[Case], *, device: str, seed: int, finished: Callable[[Row], None]
-) -> list[Finding]:
-    """Check every case in a worker process; `finished` hears of each row.
+def jobs_on(device: str) -> int:
+    """How many workers check at once where nobody says: kernels compile on the host, one at a time in each."""
+    return 1 if device == "cpu" else max(1, min(_MOST_JOBS, (os.cpu_count() or 1) // 2))
 
-    Raises UserError when another attnbench times on the device.
+
+def verify(
+    wanted: Sequence[Case], *, device: str, seed: int, jobs: int, finished: Callable[[Row], None]
+) -> list[Finding]:
+    """Check every case in one of `jobs` worker processes, which share the device; `finished` hears of each row, in the
+    order in which they come.
+
+    Raises UserError when another attnbench times on the device, or no worker starts.
     """
-    protocol = Protocol(seed=seed)
-    rows: list[Row] = []
+    together: dict[tuple[str, str, int], list[int]] = {}
+    for place, case in enumerate(wanted):
+        together.setdefault((case.mechanism, case.dtype, case.head_dim), []).append(place)
+    waiting = iter(together.values())
+    rows: dict[int, Row] = {}
+    guard, stopped = threading.Lock(), threading.Event()
+
+    def check(worker: SupervisedWorker) -> None:
+        with worker.running():
+            while True:
+                with guard:
+                    places = None if stopped.is_set() else next(waiting, None)
+                if places is None:
+                    return
+                for place in places:
+                    row = worker.row(wanted[place], verify_only=True)
+                    if stopped.is_set():  # nobody waits for it, and its worker may have been ended
+                        return
+                    with guard:
+                        rows[place] = row
+                        finished(row)
+
     with (
         tempfile.TemporaryDirectory(prefix="attnbench-verify-") as folder,
         device_lock(device) as lock,
-        SupervisedWorker(
-            device=device, protocol=protocol, log=Path(folder) / "worker.log", run_id="verify", lock=lock
-        ).running() as worker,
+        ThreadPoolExecutor(max_workers=jobs) as threads,
     ):
-        for case in wanted:
-            rows.append(worker.row(case, verify_only=True))
-            finished(rows[-1])
-    return findings(rows)
+        workers = [
+            SupervisedWorker(
+                device=device,
+                protocol=Protocol(seed=seed),
+                log=Path(folder) / f"worker-{number}.log",
+                run_id="verify",
+                lock=lock,
+            )
+            for number in range(min(jobs, len(together)))
+        ]
+        try:
+            for done in as_completed([threads.submit(check, worker) for worker in workers]):
+                done.result()
+        except BaseException:  # Ctrl-C too: threads cannot be ended, but what they wait for can
+            stopped.set()
+            for worker in workers:
+                worker.abandon()
+            raise
+    return findings(rows[place] for place in range(len(wanted)))
 
 
 def findings(rows: Iterable[Row]) -> list[Finding]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
+import psutil
 import pytest
 import torch
 
 from attnbench import verification
-from attnbench.case import Case, Workload
+from attnbench.case import Case, Status, Workload
+from attnbench.executors.supervised import Row
 from attnbench.registry import Provider, find
 
 LENGTHS = (1, 65, 200, 2000)
@@ -70,3 +73,29 @@ def test_the_other_axes_are_right(mechanism: str) -> None:
     for case in _cases(mechanism, seq_lens=(33,)):
         row = measure(case, protocol=Protocol(), device=torch.device("cpu"), ceilings=None, verify_only=True)
         assert row.status is Status.OK, (case.case_id, row.reason)
+
+
+def _verify(finished: Callable[[Row], None], *, jobs: int) -> list[verification.Finding]:
+    mechanisms = ("linear-quadratic", "sdpa-math", "linear-cumsum")
+    wanted = [case for name in mechanisms for case in _cases(name, seq_lens=(1, 17))]
+    return verification.verify(wanted, device="cpu", seed=0, jobs=jobs, finished=finished)
+
+
+def test_workers_at_once_find_what_one_finds() -> None:
+    alone: list[Row] = []
+    at_once: list[Row] = []
+    found = _verify(at_once.append, jobs=2)
+    assert [f.mechanism for f in found] == ["linear-quadratic", "sdpa-math", "linear-cumsum"]
+    assert {f.status for f in found} == {Status.OK}
+    assert found == _verify(alone.append, jobs=1)
+    assert sorted(r["case_id"] for r in at_once) == sorted(r["case_id"] for r in alone)
+
+
+def test_an_interruption_ends_all_workers() -> None:
+    def interrupt(row: Row) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _verify(interrupt, jobs=2)
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    assert not [p for p in alive if "attnbench" in " ".join(p.cmdline())]

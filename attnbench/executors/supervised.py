@@ -67,6 +67,12 @@ class SupervisedWorker:
         finally:
             self._worker, self._running = None, False
 
+    def abandon(self) -> None:
+        """End the worker at hand, from another thread than the one that waits for it: its case becomes a crash."""
+        worker = self._worker
+        if worker is not None:
+            worker.kill()
+
     def measure_ceilings(self) -> None:
         """Measure the device's ceilings, once, for the rates of all later rows.
 
