@@ -71,6 +71,7 @@ _LONG, _DASH_DOT_DOT = (0.0, (8.0, 2.0)), (0.0, (4.0, 1.3, 1.2, 1.3, 1.2, 1.3))
 STYLES: Mapping[str, Style] = {
     "lightning2": Style(colour="#D55E00", marker="o", width=2.6),
     "lightning2-paper": Style(colour="#F0986B", dash=_DOTTED, marker="o"),
+    "lightning2-no-decay": Style(colour="#B85C00", dash=_DASHED, marker="H"),
     "lightning1": Style(colour="#E69F00", dash=_DASHED, marker="s"),
     "linear-cumsum": Style(colour="#009E73", dash=_DASH_DOT, marker="^"),
     "linear-quadratic": Style(colour="#882255", dash=_DOTTED, marker="v"),
@@ -84,6 +85,7 @@ STYLES: Mapping[str, Style] = {
     "flash3": Style(colour="#003F66", dash=_DASHED, marker="D"),
     "flex": Style(colour="#7A5195", dash=_DASH_DOT_DOT, marker="8"),
     "lightning2-official": Style(colour="#A63A00", dash=_LONG, marker="H"),
+    "official-no-decay": Style(colour="#7F2A00", dash=_DASH_DOT, marker="D"),
     "fla-simple-gla": Style(colour="#332288", dash=_DASHED, marker="8"),
     "fla-retention": Style(colour="#117733", dash=_LONG, marker="p"),
     "fla-linear": Style(colour="#44AA99", dash=_DASH_DOT_DOT, marker="d"),

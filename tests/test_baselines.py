@@ -470,11 +470,13 @@ class Recorder:
 def a_library(monkeypatch: pytest.MonkeyPatch, mechanism: str, result: object) -> tuple[Target, Recorder]:
     """The adapter of a linear mechanism over a library that only records its calls."""
     function = Recorder(result)
-    if mechanism == "lightning2-official":
+    if mechanism in ("lightning2-official", "official-no-decay"):
+        stub(monkeypatch, "lightning_attn.ops.triton", lightning_attn2_no_decay=function)
         module = adapter(
             monkeypatch, "lightning_attn", library="lightning_attn.ops", lightning_attn_func=function
         )
-        return module.lightning2_official, function
+        decays = mechanism == "lightning2-official"
+        return module.lightning2_official if decays else module.lightning2_official_no_decay, function
     if mechanism == "fla-simple-gla":
         for name in ("gla", "linear_attn", "retention"):
             stub(monkeypatch, f"fla.ops.{name}", **{f"chunk_{name}": None})
@@ -511,6 +513,17 @@ def test_lightning2_official_refuses_what_the_package_lacks(monkeypatch: pytest.
     with pytest.raises(ValueError, match=r"scale=0.3: this mechanism does not scale"):
         target(i.q, i.k, i.v, slopes=torch.ones(H), scale=0.3, causal=True)
     assert library.calls == []
+
+
+def test_official_no_decay_takes_no_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    i = random_inputs(3)
+    target, library = a_library(monkeypatch, "official-no-decay", i.v)
+    assert target(i.q, i.k, i.v, slopes=None, scale=1.0, causal=True) is i.v
+    (given, options) = library.calls[0]
+    assert [x is y for x, y in zip(given, (i.q, i.k, i.v), strict=True)] == [True] * 3
+    assert options == {}
+    with pytest.raises(ValueError, match="slopes"):
+        target(i.q, i.k, i.v, slopes=torch.ones(H), scale=1.0, causal=True)
 
 
 @pytest.mark.parametrize("kind", ["none", "geometric"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lightning_attn.ops import lightning_attn_func
+from lightning_attn.ops.triton import lightning_attn2_no_decay
 from torch import Tensor
 
-from attnbench.baselines.contract import need_causal, need_slopes, need_unit_scale
+from attnbench.baselines.contract import need_causal, need_no_slopes, need_slopes, need_unit_scale
 
 
 def lightning2_official(
@@ -24,4 +25,18 @@ def lightning2_official(
     need_causal(causal)
     need_unit_scale(scale)
     o: Tensor = lightning_attn_func(q, k, v, need_slopes(slopes))
+    return o
+
+
+def lightning2_official_no_decay(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """o_t = sum_{s<=t} (q_t . k_s) v_s. Shapes and errors as for `lightning2_official`; slopes must be None.
+
+    Source: the same package, ops/triton/lightning_attn2_no_decay.py, which its public function does not reach.
+    """
+    need_causal(causal)
+    need_unit_scale(scale)
+    need_no_slopes(slopes)
+    o: Tensor = lightning_attn2_no_decay(q, k, v)
     return o

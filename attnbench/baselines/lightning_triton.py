@@ -88,6 +88,11 @@ def retnet_state_bytes(case: Case, device: torch.device) -> int:
     return _state_bytes(case, device, law=retention_slopes)
 
 
+def lightning2_no_decay_state_bytes(case: Case, device: torch.device) -> int:
+    """As `lightning2_state_bytes`, where no head forgets."""
+    return _state_bytes(case, device, law=torch.zeros)
+
+
 def _state_bytes(case: Case, device: torch.device, *, law: _Law) -> int:
     return max(
         state_bytes(
@@ -116,6 +121,11 @@ def lightning2_config(case: Case, device: torch.device) -> dict[str, Any]:
 def retnet_config(case: Case, device: torch.device) -> dict[str, Any]:
     """As `lightning2_config`, with the decay of RetNet."""
     return _config(case, device, law=retention_slopes)
+
+
+def lightning2_no_decay_config(case: Case, device: torch.device) -> dict[str, Any]:
+    """As `lightning2_config`, where no head forgets."""
+    return _config(case, device, law=torch.zeros)
 
 
 def _config(case: Case, device: torch.device, *, law: _Law) -> dict[str, Any]:

@@ -77,6 +77,21 @@ def _ours(*, told_by: str) -> tuple[Provider, ...]:
     )
 
 
+def _official(*, target: str) -> Provider:
+    """The authors' package."""
+    return Provider(
+        target=f"attnbench.baselines.lightning_attn:{target}",
+        distribution="lightning-attn",
+        package="lightning_attn",
+        install="pip install lightning-attn",
+        dtypes=_HALF,
+        # Above 128 the package copies q and k 64 columns at a time and adds up rounded parts; it asserts
+        # against 16, its kernels index a power of two, and v of another width is padded in every call.
+        head_dims=(32, 64, 128),
+        kernels=r"^_(fwd|bwd_intra|bwd_inter)_kernel",
+    )
+
+
 LINEAR: tuple[Mechanism, ...] = (
     Mechanism(
         name="lightning2",
@@ -131,19 +146,7 @@ LINEAR: tuple[Mechanism, ...] = (
         semantics="decay-linear",
         summary="Lightning Attention-2 by its authors' package, lightning-attn",
         cost="N",
-        providers=(
-            Provider(
-                target="attnbench.baselines.lightning_attn:lightning2_official",
-                distribution="lightning-attn",
-                package="lightning_attn",
-                install="pip install lightning-attn",
-                dtypes=_HALF,
-                # Above 128 the package copies q and k 64 columns at a time and adds up rounded parts; it asserts
-                # against 16, its kernels index a power of two, and v of another width is padded in every call.
-                head_dims=(32, 64, 128),
-                kernels=r"^_(fwd|bwd_intra|bwd_inter)_kernel",
-            ),
-        ),
+        providers=(_official(target="lightning2_official"),),
     ),
     Mechanism(
         name="fla-simple-gla",
@@ -204,6 +207,20 @@ LINEAR: tuple[Mechanism, ...] = (
                 devices=("cuda", "cpu"),
             ),
         ),
+    ),
+    Mechanism(
+        name="lightning2-no-decay",
+        semantics="linear",
+        summary="Lightning Attention-2 without decay: no head forgets, so segments hand on their states",
+        cost="N",
+        providers=_ours(told_by="lightning2_no_decay"),
+    ),
+    Mechanism(
+        name="official-no-decay",
+        semantics="linear",
+        summary="Lightning Attention-2 without decay by its authors' package, lightning-attn",
+        cost="N",
+        providers=(_official(target="lightning2_official_no_decay"),),
     ),
     Mechanism(
         name="fla-linear",
