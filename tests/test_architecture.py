@@ -21,7 +21,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 LAYERS = (
     {"errors", "version", "case"},
     {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options"},
-    {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
+    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats", "pages"},
     {
         "executors",
         "sweeping",
@@ -38,6 +38,7 @@ LAYERS = (
         "importing",
         "report",
         "watching",
+        "crossover",
     },
     {"cli"},
     {"__main__"},

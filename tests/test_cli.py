@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 COMMANDS = (
     "list",
     "sweep",
+    "crossover",
     "watch",
     "plot",
     "roofline",

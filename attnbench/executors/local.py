@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from attnbench import store
 from attnbench.case import Case, Status, Workload
@@ -23,14 +24,17 @@ class LocalExecutor:
     _overlong: list[Row] = field(default_factory=list)
 
     def run(
-        self, cases: Sequence[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
+        self, cases: Iterable[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
     ) -> None:
         """Measure every case that has no shard yet; `started` and `finished` hear of each.
 
-        The environment, the ceilings, and the wall time by phase go into the run's record.
+        A case is asked for when the one before it is on disk, so that what comes may depend on what was found. The
+        environment, the ceilings, and the wall time by phase go into the run's record.
         """
         done = self.folder.done()
-        if all(case.case_id in done for case in cases):
+        missing = (case for case in cases if case.case_id not in done)
+        first = next(missing, None)
+        if first is None:
             return
         self._overlong = self._timeouts_on_disk()
         begun = now_s()
@@ -41,9 +45,7 @@ class LocalExecutor:
             worker.phases_s["start"] = now_s() - begun  # the worker's start and the ceilings
             self.folder = self.folder.with_record(environment=worker.environment, ceilings=worker.ceilings)
             try:
-                for case in cases:
-                    if case.case_id in done:
-                        continue
+                for case in chain((first,), missing):
                     started(case)
                     row = self._row(case)
                     self.folder.keep(row)
