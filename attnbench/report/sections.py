@@ -91,7 +91,7 @@ def _curve(section: Found, *, unfolded: bool) -> str:
     numbers = ("max / min", "slope", "highest speed", "lowest speed")
     flat = table(("mechanism", *numbers), rows, numbers=numbers)
     crossings = [_crossing(each) for each in section.crossovers]
-    ranges = ("overtakes between", "about")
+    ranges = ("from (tokens)", "about")
     crossed = table(("faster", "slower", *ranges, "note"), crossings, numbers=ranges) if crossings else ""
     said = items(
         f"{each[:1].upper()}{each[1:]}." if each.startswith("energy") else f"{each}."
@@ -146,8 +146,7 @@ def _crossing(each: Crossover) -> Sequence[Cell]:
     notes = [] if each.failure is None else [f"by failure: {each.failure.sentence()}"]
     if each.undecided:
         notes.append(f"not told apart {lengths_text(each.undecided)}")
-    span = "" if each.low is None else f"{each.low:,} and {each.high:,} tokens"
-    where = span or f"ahead from {each.high:,} or earlier"
+    where = f"{each.high:,} or earlier" if each.low is None else f"{each.low:,} to {each.high:,}"
     middle = "" if each.estimate is None or each.low is None else about(each.estimate, each.low, each.high)
     return (
         plain(each.faster),
