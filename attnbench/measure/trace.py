@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnbench.measure.observed import Observer
 
 _NO_KERNEL = re.compile(r"^(Memcpy|Memset)")
 
@@ -45,7 +46,7 @@ def _profiled(call: Callable[[], object], *, device: torch.device) -> tuple[str,
     return tuple(dict.fromkeys(name for name in names if not _NO_KERNEL.match(name)))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(Observer):
     """Collects the names of the operators that run below it."""
 
     def __init__(self) -> None:
