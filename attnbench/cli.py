@@ -11,25 +11,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attnbench.crossover.command import crossover
 from attnbench.errors import UserError
 from attnbench.gate.commands import bisect, check, noise
 from attnbench.models.command import app as models
 from attnbench.options import (
     AllowDifferent,
+    Batches,
+    CacheOption,
+    CapS,
+    Causal,
     DeviceOption,
     DrawnRuns,
     Dtypes,
     Explain,
     FigureFolder,
     Format,
+    HeadDims,
+    Heads,
     Json,
+    KvHeads,
+    LaunchOption,
+    LimitS,
     Mechanisms,
     ReportFile,
+    Resume,
+    RunOut,
+    Seed,
     SeqLens,
     ShowAll,
     Strict,
     Threshold,
+    Tokens,
+    ValueDims,
     Waivers,
+    Windows,
+    Workloads,
 )
 from attnbench.options import Exit as Exit
 from attnbench.options import example as _example
@@ -111,53 +128,26 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
 def sweep(
     preset: Annotated[str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")],
     mechanism: Mechanisms = None,
-    workload: Annotated[
-        list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd, decode.")
-    ] = None,
+    workload: Workloads = None,
     seq_len: SeqLens = None,
-    batch: Annotated[list[str] | None, typer.Option("--batch", help="Sequences per call.")] = None,
-    tokens: Annotated[
-        str | None, typer.Option("--tokens", help="Constant tokens per call: batch = tokens / seq_len.")
-    ] = None,
-    heads: Annotated[list[str] | None, typer.Option("--heads", help="Query heads.")] = None,
-    head_dim: Annotated[
-        list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")
-    ] = None,
-    value_dim: Annotated[
-        list[str] | None, typer.Option("--value-dim", help="Channels per value head; default: as --head-dim.")
-    ] = None,
-    kv_heads: Annotated[
-        list[str] | None, typer.Option("--kv-heads", help="Key and value heads; default: as --heads.")
-    ] = None,
-    window: Annotated[
-        list[str] | None, typer.Option("--window", help="Tokens a query sees, for mechanisms with a window.")
-    ] = None,
-    causal: Annotated[
-        bool | None, typer.Option("--causal/--full", help="Mask what comes after a token, or nothing.")
-    ] = None,
+    batch: Batches = None,
+    tokens: Tokens = None,
+    heads: Heads = None,
+    head_dim: HeadDims = None,
+    value_dim: ValueDims = None,
+    kv_heads: KvHeads = None,
+    window: Windows = None,
+    causal: Causal = None,
     dtype: Dtypes = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/<sweep>-<time>.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; repeat nothing done.")
-    ] = False,
+    out: RunOut = None,
+    resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cases and measure nothing.")] = False,
     plot: Annotated[bool, typer.Option(help="Draw the curves into <out>/figures.")] = True,
-    cache: Annotated[str | None, typer.Option("--cache", help="L2 before each sample: cold or hot.")] = None,
-    launch: Annotated[
-        str | None, typer.Option("--launch", help="eager, or graph (CUDA graph replay).")
-    ] = None,
-    cap_s: Annotated[
-        float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")
-    ] = None,
-    limit_s: Annotated[
-        float | None,
-        typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", max=2**31 - 1, help="Seed of the random inputs.")
-    ] = None,
+    cache: CacheOption = None,
+    launch: LaunchOption = None,
+    cap_s: CapS = None,
+    limit_s: LimitS = None,
+    seed: Seed = None,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -206,19 +196,16 @@ def _case_json(case: Case) -> dict[str, Any]:
 def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: bool) -> None:
     from attnbench import summary
     from attnbench.store import load_results
-    from attnbench.sweeping import InterruptedSweepError, default_folder, run_sweep
+    from attnbench.sweeping import InterruptedSweepError, folder_of, run_sweep
 
-    if resume and out is None:
-        raise UserError("--resume needs --out: the folder of the run to go on with")
-    path = out or default_folder(grid.name)
+    path = folder_of(grid.name, out=out, resume=resume)
     console = _console(stderr=True)
     try:
         outcome = run_sweep(
             grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
         )
     except InterruptedSweepError as stop:
-        arguments = [a for a in sys.argv[1:] if a != "--resume"] + ([] if out else ["-o", str(path)])
-        print(f"{stop}\nGo on with: attnbench {shlex.join(arguments)} --resume", file=sys.stderr)
+        print(stop.how_to_go_on(sys.argv[1:], named=out is not None), file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
     frame = load_results(outcome.results)
     found = summary.summarize_run(frame)
@@ -234,14 +221,9 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
         print(json.dumps(report, indent=1))
         return
     summary.render(found, _console())
-    print(f"\nResults: {outcome.results}")
-    if figures:
-        print(f"Figures: {figures[0].parent} ({len(figures)} files)")
-    if outcome.measuring_share is not None:
-        effort = outcome.effort or {}
-        print(
-            f"Wall time: {effort['wall_s']:.0f} s, {outcome.measuring_share:.0%} of it warm-up and samples."
-        )
+    where, *took = outcome.sentences()
+    drawn = [f"Figures: {figures[0].parent} ({len(figures)} files)"] if figures else []
+    print("\n".join(["", where, *drawn, *took]))
 
 
 def _draw(frame: Any, folder: Path) -> list[Path]:
@@ -512,6 +494,7 @@ def compare(
 
 app.add_typer(models)
 app.command(epilog=_example("attnbench profile lightning2 --seq-len 8k --workload bwd -o profiles"))(profile)
+app.command(epilog=_example("attnbench crossover lightning2 flash2 --tokens 32k --workload fwd"))(crossover)
 app.command(epilog=_example("attnbench noise ci"))(noise)
 app.command(epilog=_example("attnbench bisect v0.1.0 main --case 'lightning2.bwd.*'"))(bisect)
 app.command(epilog=_example("attnbench check ci --against main --time-budget 5m --explain"))(check)

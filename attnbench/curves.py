@@ -1,4 +1,4 @@
-"""Curves of a results frame: what stays fixed along one, how flat it is, and where two of them cross.
+"""Curves of a results frame: what stays fixed along one, and how flat it is. Where two cross: `crossings.py`.
 
 Pure functions on the frame that `store.load_results` returns; nothing is drawn and nothing is printed here.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from attnbench.words import workload_order
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Index = npt.NDArray[np.intp]
 _Row = Mapping[Any, Any]
 
 _PLACE = ("batch", "heads", "kv_heads", "seq_len", "head_dim", "value_dim", "dtype", "causal")
 _VALUES = ("median_ms", "ci_low_ms", "ci_high_ms", "peak_bytes", "energy_j")
+
+SAME_TOKENS = 0.02  # tokens a call that differ by no more count as constant
 
 # One case measured by several runs: `incorrect` in one of them outranks a value, a value outranks a failure.
 _RANK = (
@@ -119,30 +119,6 @@ class Curve:
         return len(self.seq_len)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crossover:
-    """`faster` overtakes `slower` between the lengths `low` and `high`, at about `estimate`.
-
-    `low` and `estimate` are None when `faster` was ahead from the first length that tells them apart, `high`:
-    "ahead from `high` or earlier". Lengths in tokens.
-    """
-
-    faster: str
-    slower: str
-    low: int | None
-    high: int
-    estimate: float | None
-
-    def sentence(self) -> str:
-        """The crossing in words, without a full stop."""
-        if self.low is None or self.estimate is None:
-            return f"{self.faster} is ahead of {self.slower} from {self.high:,} tokens or earlier"
-        about = f"about {_two_digits(self.estimate, self.low, self.high):,}"
-        return (
-            f"{self.faster} overtakes {self.slower} between {self.low:,} and {self.high:,} tokens ({about})"
-        )
-
-
 def line_names(frame: pd.DataFrame) -> pd.Series[str]:
     """What each row's line is called: its mechanism and, where a window is an axis, that too: `streaming-llm W1k`."""
     if "window" not in frame:
@@ -219,41 +195,6 @@ def slope(seq_len: Sequence[int] | Ints, tokens_per_s: Sequence[float] | Floats)
     return float((x * y).sum() / (x * x).sum())
 
 
-def crossovers(a: Curve, b: Curve) -> tuple[Crossover, ...]:
-    """Where the time curves of two mechanisms cross, from short to long; only lengths that both have count.
-
-    A length tells the two apart when their 95 % intervals do not overlap (or the medians differ, where no
-    interval is known). A crossing lies between two lengths that do, one for either mechanism; lengths between
-    them that do not tell widen it. The estimate is interpolated in log time over log N where the medians
-    cross; where noise makes them cross several times, it is the middle one. When one mechanism is ahead at
-    every length that tells, that is the one thing returned, with `low` None; when no length does, nothing is.
-    """
-    lengths, i, j = np.intersect1d(a.seq_len, b.seq_len, return_indices=True)
-    lead = np.log(b.median_ms[j]) - np.log(a.median_ms[i])  # positive: a is faster
-    side = _told_apart(a, i, b, j) * np.sign(lead).astype(int)
-    told = [int(index) for index in np.flatnonzero(side)]
-    found = []
-    for left, right in pairwise(told):
-        if side[left] != side[right]:
-            faster, slower = (a, b) if side[right] > 0 else (b, a)
-            found.append(
-                Crossover(
-                    faster=faster.mechanism,
-                    slower=slower.mechanism,
-                    low=int(lengths[left]),
-                    high=int(lengths[right]),
-                    estimate=_estimate(lengths[left : right + 1], lead[left : right + 1]),
-                )
-            )
-    if not found and told:
-        faster, slower = (a, b) if side[told[0]] > 0 else (b, a)
-        high = int(lengths[told[0]])
-        return (
-            Crossover(faster=faster.mechanism, slower=slower.mechanism, low=None, high=high, estimate=None),
-        )
-    return tuple(found)
-
-
 def length_label(tokens: int) -> str:
     """A count of tokens as the axes write it: 512, 1k, 1.5k, 128k, 1M (k = 1,024); others in full."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
@@ -269,7 +210,7 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
     rows = rows.assign(mechanism=line_names(rows))
     product = rows["batch"].astype("int64") * rows["seq_len"].astype("int64")
     rows = rows.assign(_product=product)
-    rows = rows.assign(_constant=_constant_tokens(rows))
+    rows = rows.assign(_tokens=_constant_tokens(rows))
     needed = [
         "mechanism",
         "workload",
@@ -279,11 +220,10 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
         *_PLACE,
         *_VALUES,
         "_place",
-        "_product",
-        "_constant",
+        "_tokens",
     ]
     for row in rows[needed].to_dict("records"):
-        constant, decode = bool(row["_constant"]), row["workload"] == Workload.DECODE
+        constant, decode = int(row["_tokens"]), row["workload"] == Workload.DECODE
         group = Group(
             heads=int(row["heads"]),
             kv_heads=int(row["kv_heads"]),
@@ -293,22 +233,28 @@ def _placed(frame: pd.DataFrame) -> Iterator[tuple[Group, _Row]]:
             causal=bool(row["causal"]),
             device=row["device"] if isinstance(row["device"], str) else "",
             batch=None if constant else int(row["batch"]),
-            tokens=int(row["_product"]) if constant and not decode else None,
-            context=int(row["_product"]) if constant and decode else None,
+            tokens=constant if constant and not decode else None,
+            context=constant if constant and decode else None,
         )
         yield group, row
 
 
-def _constant_tokens(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are of a constant-token sweep: all of the frame, or else all of the run, has one product."""
-    if _is_constant(rows):
-        return pd.Series(True, index=rows.index)
-    constant = {run for run, part in rows.groupby("run_id", sort=False) if _is_constant(part)}
-    return rows["run_id"].isin(constant)
+def _constant_tokens(rows: pd.DataFrame) -> pd.Series[int]:
+    """The tokens of a constant-token sweep, by row, be it all of the frame or a run of it; 0 for other rows."""
+    if tokens := _same_tokens(rows):
+        return pd.Series(tokens, index=rows.index)
+    by_run = {run: _same_tokens(part) for run, part in rows.groupby("run_id", sort=False)}
+    return rows["run_id"].map(by_run).astype("int64")
 
 
-def _is_constant(rows: pd.DataFrame) -> bool:
-    return bool(rows["_product"].nunique() == 1 and rows["batch"].nunique() > 1)
+def _same_tokens(rows: pd.DataFrame) -> int:
+    """What batch times length comes to at most where that is constant while the batch varies; else 0.
+
+    It may fall short by `SAME_TOKENS`: a batch is whole, and not every length divides the tokens.
+    """
+    if rows["batch"].nunique() < 2 or rows["_product"].min() < (1 - SAME_TOKENS) * rows["_product"].max():
+        return 0
+    return int(rows["_product"].max())
 
 
 def _curve(rows: Mapping[int, Sequence[_Row]], *, mechanism: str, workload: str, group: Group) -> Curve:
@@ -359,33 +305,3 @@ def _median(values: Sequence[float]) -> float:
 
 def _status_rank(status: str) -> int:
     return _RANK.index(Status(status)) if status in _RANK else len(_RANK)
-
-
-def _told_apart(
-    a: Curve, i: npt.NDArray[np.intp], b: Curve, j: npt.NDArray[np.intp]
-) -> npt.NDArray[np.bool_]:
-    """Do the intervals of two curves leave a space between them? An unknown interval is its median alone."""
-    low_a, high_a = _ends(a, i)
-    low_b, high_b = _ends(b, j)
-    return (high_a < low_b) | (high_b < low_a)
-
-
-def _ends(c: Curve, index: Index) -> tuple[Floats, Floats]:
-    median, low, high = c.median_ms[index], c.ci_low_ms[index], c.ci_high_ms[index]
-    return np.where(np.isnan(low), median, low), np.where(np.isnan(high), median, high)
-
-
-def _estimate(lengths: Ints, lead: Floats) -> float:
-    """Where the lead is zero, linear in log N between neighbours; the middle one of several places."""
-    positive = lead > 0  # a tie counts to one side, so that every change of sign is between two neighbours
-    changes = np.flatnonzero(positive[:-1] != positive[1:])
-    left = int(changes[len(changes) // 2])
-    x, y = np.log(lengths[left : left + 2].astype(np.float64)), lead[left : left + 2]
-    estimate = math.exp(float(x[0] - y[0] * (x[1] - x[0]) / (y[1] - y[0])))
-    return min(max(estimate, float(lengths[left])), float(lengths[left + 1]))  # exp(log(n)) may round past n
-
-
-def _two_digits(value: float, low: int, high: int) -> int:
-    """Rounded to two digits, unless that would leave the interval."""
-    rounded = round(value, 1 - math.floor(math.log10(value)))
-    return round(rounded) if low <= rounded <= high else round(value)

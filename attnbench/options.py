@@ -43,6 +43,39 @@ FigureFolder = Annotated[
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32.")]
 SeqLens = Annotated[list[str] | None, typer.Option("--seq-len", help="Tokens per sequence: 1k,2k,4k or 1M.")]
 
+# What is measured, and how: `sweep`, `crossover`, and some of it by other commands.
+Workloads = Annotated[list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd, decode.")]
+Batches = Annotated[list[str] | None, typer.Option("--batch", help="Sequences per call.")]
+Tokens = Annotated[
+    str | None, typer.Option("--tokens", help="Constant tokens per call: batch = tokens / seq_len.")
+]
+Heads = Annotated[list[str] | None, typer.Option("--heads", help="Query heads.")]
+HeadDims = Annotated[list[str] | None, typer.Option("--head-dim", help="Channels per query and key head.")]
+ValueDims = Annotated[
+    list[str] | None, typer.Option("--value-dim", help="Channels per value head; default: as --head-dim.")
+]
+KvHeads = Annotated[
+    list[str] | None, typer.Option("--kv-heads", help="Key and value heads; default: as --heads.")
+]
+Windows = Annotated[
+    list[str] | None, typer.Option("--window", help="Tokens a query sees, for mechanisms with a window.")
+]
+Causal = Annotated[
+    bool | None, typer.Option("--causal/--full", help="Mask what comes after a token, or nothing.")
+]
+CacheOption = Annotated[str | None, typer.Option("--cache", help="L2 before each sample: cold or hot.")]
+LaunchOption = Annotated[str | None, typer.Option("--launch", help="eager, or graph (CUDA graph replay).")]
+CapS = Annotated[float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")]
+LimitS = Annotated[
+    float | None,
+    typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", max=2**31 - 1, help="Seed of the random inputs.")]
+RunOut = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the run; default: runs/<sweep>-<time>.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; repeat nothing done.")]
+
 # What is compared with what, and how the verdicts are handed over: `compare`, `check`, `noise`, `bisect`.
 Threshold = Annotated[
     str | None, typer.Option("--threshold", help="The smallest change that counts; default: 3%.")

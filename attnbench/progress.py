@@ -29,6 +29,12 @@ class Ticker:
         self._count = 0
         self._task = None if progress is None else progress.add_task("starting a worker", total=total)
 
+    def expect(self, left: int) -> None:
+        """So many cases are left, from now on."""
+        self._total = self._count + left
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=self._total)
+
     def started(self, case: Case) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=case.case_id)

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,14 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from attnbench.case import Status
-from attnbench.curves import Crossover, Curve, Group, crossovers, curves, flatness, groups, line_names, slope
+from attnbench.crossings import Crossover, crossovers
+from attnbench.curves import Curve, Group, curves, flatness, groups, line_names, slope
 from attnbench.shapes import Standings, lists_shapes, standings
 from attnbench.words import (
     bytes_text,
     count_text,
     factor,
     joined,
+    one_line,
     rate_text,
+    status_words,
     three,
     time_text,
     workload_order,
@@ -33,14 +36,6 @@ from attnbench.words import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-_WORDS = {
-    Status.OOM: "out of memory",
-    Status.TIMEOUT: "timed out",
-    Status.CRASHED: "crashed",
-    Status.UNSUPPORTED: "unsupported",
-    Status.ERROR: "error",
-    Status.INCORRECT: "wrong output",
-}
 _DETAILED = 4  # up to so many sections, each gets its tables
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
@@ -114,12 +109,10 @@ class Missing:
 
     def sentence(self) -> str:
         """In words, e.g. `linear-cumsum: out of memory from 8,192 tokens on (4 cases)`."""
-        where = ", ".join(self.workloads)
-        what = _WORDS[Status(self.status)] if self.status in list(Status) else self.status
-        reason = f": {_short(self.reason)}" if self.reason and self.status != Status.OOM else ""
-        return (
-            f"{self.mechanism} ({where}): {what} {self._lengths()} ({count_text(self.cases, 'case')}){reason}"
-        )
+        who = f"{self.mechanism} ({', '.join(self.workloads)})"
+        reason = f": {one_line(self.reason)}" if self.reason and self.status != Status.OOM else ""
+        cases = count_text(self.cases, "case")
+        return f"{who}: {status_words(self.status)} {self._lengths()} ({cases}){reason}"
 
     def _lengths(self) -> str:
         if self.shortest is None or self.longest is None:
@@ -450,13 +443,8 @@ def flattest_words(section: Section) -> list[str]:
 
 def _crossing_words(section: Section) -> list[str]:
     """Crossings of a mechanism that leads somewhere, and whom the leader at the longest length always led."""
-    leading = {leader.mechanism for leader in section.leaders}
     last = section.leaders[-1].mechanism
-    said = [
-        each.sentence()
-        for each in section.crossovers
-        if each.low is not None and leading & {each.faster, each.slower}
-    ]
+    said = [each.sentence() for each in _leading(section)]
     ahead: dict[int, list[str]] = {}
     for each in section.crossovers:
         if each.low is None and each.faster == last:
@@ -464,6 +452,23 @@ def _crossing_words(section: Section) -> list[str]:
     for length, others in sorted(ahead.items()):
         said.append(f"{last} is ahead of {joined(sorted(others))} from {length:,} tokens or earlier")
     return said
+
+
+def _leading(section: Section) -> list[Crossover]:
+    """The crossings of a mechanism that leads somewhere."""
+    leading = {leader.mechanism for leader in section.leaders}
+    return [
+        each for each in section.crossovers if each.low is not None and leading & {each.faster, each.slower}
+    ]
+
+
+def overtaking_words(section: Section) -> list[str]:
+    """Where the lead changes hands: the crossings of a leader and the next one, without full stops."""
+    changes = pairwise(leader.mechanism for leader in section.leaders)
+    handed = {(before, after) for before, after in changes if before != after}
+    return [
+        each.sentence() for each in section.crossovers if (each.slower, each.faster) in handed and each.low
+    ]
 
 
 def _energy_words(section: Section) -> list[str]:
@@ -552,12 +557,15 @@ def _overview(workload: str, sections: Sequence[Section]) -> Table:
     common = [name for name in names if len({part.get(name) for part in parts}) == 1]
     title = ", ".join([workload_title(workload), *(parts[0][name] for name in common)])
     table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for name in ("curve", "fastest", "flattest"):
+    for name in ("curve", "fastest", "max / min speed", "crossings"):
         table.add_column(name)
     for section in sections:
-        flat = next((each for each in section.flatness if each.slope is not None), None)
-        score = f"{flat.mechanism} ({factor(flat.flatness)})" if flat else ""
-        table.add_row(Text(section.group.label(without=common)), Text(fastest_words(section)), Text(score))
+        flat = (
+            f"{each.mechanism} {factor(each.flatness)}" for each in section.flatness if each.slope is not None
+        )
+        crossings = (each.short() for each in _leading(section))
+        cells = (fastest_words(section), "\n".join(flat), "\n".join(crossings))
+        table.add_row(Text(section.group.label(without=common)), *map(Text, cells))
     return table
 
 
@@ -573,12 +581,6 @@ def _ahead(leader: Leader) -> str:
 
 def _say(console: Console, text: str = "", *, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _short(text: str) -> str:
-    """On one line, and without the rest of a traceback."""
-    line = " ".join(text.split()).rstrip(".")
-    return line if len(line) <= 160 else f"{line[:159].rstrip()}…"
 
 
 def _ok_first(statuses: dict[str, int]) -> list[tuple[str, int]]:

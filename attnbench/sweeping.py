@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import secrets
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from attnbench.case import Case, Launch
@@ -17,8 +19,8 @@ from attnbench.executors.local import LocalExecutor
 from attnbench.executors.lock import device_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.executors.supervised import SupervisedWorker
-from attnbench.progress import ticking
-from attnbench.store import SCHEMA_VERSION
+from attnbench.progress import Ticker, ticking
+from attnbench.store import SCHEMA_VERSION, load_results
 from attnbench.sweeps.loader import Sweep
 from attnbench.version import __version__
 
@@ -26,8 +28,26 @@ from attnbench.version import __version__
 class InterruptedSweepError(Exception):
     """Ctrl-C: what was measured is on disk."""
 
-    def __init__(self, *, done: int, total: int, path: Path) -> None:
-        super().__init__(f"stopped: {done} of {total} cases are measured and safe in {path}")
+    def __init__(self, *, done: int, total: int | None, path: Path) -> None:
+        self.path = path
+        of = "" if total is None else f" of {total}"
+        super().__init__(f"stopped: {done}{of} cases are measured and safe in {path}")
+
+    def how_to_go_on(self, arguments: Sequence[str], *, named: bool) -> str:
+        """What was kept, and the command that goes on with it. named: the arguments name the folder."""
+        same = [each for each in arguments if each != "--resume"] + ([] if named else ["-o", str(self.path)])
+        return f"{self}\nGo on with: attnbench {shlex.join(same)} --resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """Cases to measure next, in view of what was found; `left`: about how many there will be, with these."""
+
+    cases: Sequence[Case]
+    left: int
+
+
+Refine = Callable[[pd.DataFrame], Further]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +68,14 @@ class Outcome:
         measuring = phases.get("warm-up", 0.0) + phases.get("sample", 0.0)
         return float(measuring / self.effort["wall_s"])
 
+    def sentences(self) -> list[str]:
+        """Where the results are, and what they took."""
+        said = [f"Results: {self.results}"]
+        if self.effort is not None and self.measuring_share is not None:
+            share = f"{self.measuring_share:.0%} of it warm-up and samples"
+            said.append(f"Wall time: {self.effort['wall_s']:.0f} s, {share}.")
+        return said
+
 
 def run_sweep(
     sweep: Sweep,
@@ -58,8 +86,11 @@ def run_sweep(
     command: Sequence[str],
     console: Console,
     enough: Callable[[], bool] = lambda: False,
+    refine: Refine | None = None,
 ) -> Outcome:
     """Measure a sweep's cases into the run folder `path`. enough: asked before each case whether to stop there.
+
+    refine: asked for further cases with the results so far, until it has none; the worker stays the same.
 
     Raises UserError for a folder that holds something else, a busy device, or a machine where no worker starts;
     InterruptedSweepError on Ctrl-C.
@@ -69,7 +100,8 @@ def run_sweep(
     if sweep.device == "cpu" and sweep.protocol.launch is Launch.GRAPH:
         raise UserError("launch 'graph' needs a CUDA device; on the CPU use --launch eager")
     with device_lock(sweep.device) as lock:  # before the folder: a command that is refused leaves none behind
-        folder = open_run(path, record=new_record(sweep, command=command), resume=resume)
+        record = {**new_record(sweep, command=command), **({"refining": True} if refine else {})}
+        folder = open_run(path, record=record, resume=resume)
         missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
         worker = SupervisedWorker(
             device=sweep.device,
@@ -81,10 +113,12 @@ def run_sweep(
         executor = LocalExecutor(folder=folder, worker=worker)
         try:
             with ticking(console, total=missing) as ticker:
-                executor.run(_until(enough, cases), started=ticker.started, finished=ticker.finished)
+                asked = _until(enough, _asked(cases, refine=refine, folder=folder, ticker=ticker))
+                executor.run(asked, started=ticker.started, finished=ticker.finished)
         except KeyboardInterrupt:
-            raise InterruptedSweepError(done=len(folder.done()), total=len(cases), path=path) from None
-    folder = executor.folder
+            total = None if refine else len(cases)
+            raise InterruptedSweepError(done=len(folder.done()), total=total, path=path) from None
+    folder = executor.folder.with_record(refining=False) if refine else executor.folder
     left = len({c.case_id for c in cases} - folder.done())
     results = folder.merge() if folder.done() else folder.merged  # it may have been enough before the first
     return Outcome(folder=folder, results=results, effort=folder.record.get("effort"), left=left)
@@ -98,9 +132,26 @@ def _until(enough: Callable[[], bool], cases: Iterable[Case]) -> Iterator[Case]:
         yield case
 
 
-def default_folder(name: str) -> Path:
-    """`runs/<name>-<date>-<time>`, below the current folder."""
-    return Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+def _asked(
+    cases: Sequence[Case], *, refine: Refine | None, folder: RunFolder, ticker: Ticker
+) -> Iterator[Case]:
+    yield from cases
+    while refine is not None:
+        further = refine(load_results(folder.path))
+        if not further.cases:
+            return
+        ticker.expect(max(further.left, len(further.cases)))
+        yield from further.cases
+
+
+def folder_of(name: str, *, out: Path | None, resume: bool) -> Path:
+    """Where a run goes: `out`, or `runs/<name>-<date>-<time>` below the current folder.
+
+    Raises UserError for a run that is to be resumed and not named.
+    """
+    if resume and out is None:
+        raise UserError("--resume needs --out: the folder of the run to go on with")
+    return out or Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def new_record(sweep: Sweep, *, command: Sequence[str]) -> dict[str, Any]:

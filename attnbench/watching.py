@@ -40,10 +40,11 @@ class State:
     statuses: Mapping[str, int]
     left_s: float | None
     measuring: bool  # somebody times on this device
+    refining: bool = False  # what is left is for the results to say
 
     @property
     def finished(self) -> bool:
-        return self.done >= self.total
+        return self.done >= self.total and not self.refining
 
     @property
     def stopped(self) -> bool:
@@ -53,7 +54,8 @@ class State:
     def sentence(self) -> str:
         """`12 of 48 cases (11 ok, 1 oom), about 3.2 s left.`"""
         ended = ", ".join(f"{count:,} {status}" for status, count in sorted(self.statuses.items()))
-        said = f"{self.done:,} of {count_text(self.total, 'case')}{f' ({ended})' if ended else ''}"
+        of = f"{count_text(self.total, 'case')}{', and what they call for,' if self.refining else ''}"
+        said = f"{self.done:,} of {of}{f' ({ended})' if ended else ''}"
         if self.finished:
             return f"{said}: finished."
         if self.stopped:
@@ -85,6 +87,7 @@ class Watcher:
             statuses=Counter(str(row["status"]) for row in self._rows.values()),
             left_s=_left_s(list(self._rows.values()), left=left),
             measuring=is_held(str(folder.record["device"])),
+            refining=bool(folder.record.get("refining")),
         )
         return state, sorted(fresh, key=_started)
 

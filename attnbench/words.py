@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from attnbench.case import Workload
+from attnbench.case import Status, Workload
 
 _TITLES = {
     Workload.FWD: "Forward",
     Workload.BWD: "Backward",
     Workload.FWD_BWD: "Forward and backward",
     Workload.DECODE: "Decode",
+}
+
+_ENDS = {
+    Status.OOM: "out of memory",
+    Status.TIMEOUT: "timed out",
+    Status.CRASHED: "crashed",
+    Status.UNSUPPORTED: "unsupported",
+    Status.ERROR: "error",
+    Status.INCORRECT: "wrong output",
 }
 
 
@@ -24,6 +33,11 @@ def workload_order(name: str) -> tuple[int, str]:
     """Sorting key: forward first, and what is not known here last."""
     usual = [str(known) for known in Workload]
     return (usual.index(name) if name in usual else len(usual), name)
+
+
+def status_words(name: str) -> str:
+    """How a case ended, in words; a status that is not known here keeps its name."""
+    return _ENDS.get(Status(name), name) if name in list(Status) else name
 
 
 def rate_text(tokens_per_s: float) -> str:
@@ -62,6 +76,12 @@ def three(value: float) -> str:
 def factor(value: float) -> str:
     """A ratio to three digits: 1.05×, 12.3×."""
     return f"{value:.2f}×" if value < 9.995 else f"{three(value)}×"
+
+
+def one_line(text: str) -> str:
+    """On one line, without a full stop and without the rest of a traceback."""
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= 160 else f"{line[:159].rstrip()}…"
 
 
 def count_text(number: int, noun: str) -> str:

@@ -1,9 +1,13 @@
-"""Set the stage before any kernel is imported: Triton's interpreter where there is no GPU, locks of our own."""
+"""Set the stage before kernels are imported: one thread, Triton's interpreter where there is no GPU, own locks."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# Read when numpy and torch are imported. Tests run side by side, and their tensors are small: with a thread for every
+# core in every process, most of the time goes to threads that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 LAYERS = (
     {"errors", "version", "case"},
     {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options"},
-    {"measure", "store", "sweeps", "curves", "shapes", "stats", "pages"},
+    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats", "pages"},
     {
         "executors",
         "sweeping",
@@ -41,6 +42,7 @@ LAYERS = (
         "watching",
         "models",
         "paper",
+        "crossover",
     },
     {"cli"},
     {"__main__"},
@@ -69,6 +71,7 @@ def _unit(file: Path) -> str:
     return "" if first == "__init__" else first
 
 
+@cache
 def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
@@ -83,6 +86,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def _units_imported(file: Path) -> set[str]:
     """Units of the package that a file imports, its own left out."""
     known = {_unit(f) for f in FILES}

@@ -13,6 +13,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ COMMANDS = (
     "list",
     "sweep",
     "model",
+    "crossover",
     "watch",
     "plot",
     "roofline",
@@ -530,27 +532,6 @@ def _stopped(done: Done) -> tuple[int, Path, str]:
     return int(said[1]), Path(said[2]), said[3]
 
 
-def _shell(line: str, *, cwd: Path) -> Done:
-    """Run a line as a user would paste it, with `attnbench` on the path."""
-    folder = cwd / "bin"
-    folder.mkdir()
-    command = folder / "attnbench"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m attnbench "$@"\n')
-    command.chmod(0o755)
-    environment = _environment(cwd, PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
-    done = subprocess.run(
-        ["sh", "-c", line],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment,
-        timeout=LIMIT_S,
-        stdin=subprocess.DEVNULL,
-    )
-    return Done(code=done.returncode, out=done.stdout, err=done.stderr)
-
-
 def _went_on(done: Done, *, folder: Path, before: Mapping[str, tuple[int, bytes]]) -> None:
     """A resumed sweep is complete and repeated nothing."""
     assert done.code == 0, done.err
@@ -587,7 +568,7 @@ def test_a_killed_sweep_is_resumed(start: Callable[..., Running], call: Call, tm
 
 
 def test_ctrl_c_on_a_terminal_and_the_command_that_it_prints(
-    start: Callable[..., Running], tmp_path: Path
+    start: Callable[..., Running], call: Call, tmp_path: Path
 ) -> None:
     """No output folder is given, and the sweep's own file has a name that a shell would take apart."""
     (tmp_path / "my sweep.toml").write_text(SLOW)
@@ -604,7 +585,9 @@ def test_ctrl_c_on_a_terminal_and_the_command_that_it_prints(
     sitting = json.loads((tmp_path / folder / "run.json").read_text())
     assert sitting["effort"]["wall_s"] > 0  # an interrupted sitting counts, too
     assert not (tmp_path / folder / "results.parquet").exists()
-    _went_on(_shell(line, cwd=tmp_path), folder=tmp_path / folder, before=before)
+    program, *words = shlex.split(line)  # as a shell takes it apart
+    assert program == "attnbench"
+    _went_on(call(*words), folder=tmp_path / folder, before=before)
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 

@@ -169,6 +169,19 @@ def test_figures_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert len(kept) + len(found["left_out"]) == 4
 
 
+def test_crossings_are_in_the_answer_and_in_a_table() -> None:
+    """The second sentence says where the lead changes hands; the table has every pair."""
+    html = command.report([ROOT / "results" / "h200" / "crossover.parquet"], figures=False).html
+    answer = re.findall(r'<p class="answer">(.*?)</p>', html)[1]
+    assert answer.startswith(
+        "Forward, lightning2 overtakes sdpa-cudnn between 256 and 512 tokens (about 430), and lightning2 is"
+    )
+    forward = html[html.index("<summary>Forward, 32k tokens") : html.index("<summary>Backward, 32k tokens")]
+    cells = re.sub(r"<[^>]*>", " ", forward)
+    assert re.search(r"lightning2\s+flash2\s+128 to 256\s+170\s", cells)
+    assert re.search(r"sdpa-cudnn\s+flash2\s+128 or earlier", cells)
+
+
 def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "run.parquet", grid(["lightning2", "sdpa"]))
     assert command.report([path], figures=False) == command.report([path], figures=False)

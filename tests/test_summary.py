@@ -238,6 +238,23 @@ def test_many_sections_become_one_table() -> None:
     assert "1.00 ms" in printed(*rows, detail=True)
 
 
+def test_many_sections_tell_every_flatness_and_crossing() -> None:
+    rows = [each | {"batch": batch} for batch in range(1, 7) for each in crossing()]
+    text = " ".join(printed(*rows).split())
+    assert text.count("lightning2 over flash2: 512 to 1,024") == 6
+    assert text.count("flash2 1.00×") == 6
+    assert text.count("lightning2 4.00×") == 6
+
+
+def test_a_leader_that_fails_is_overtaken_by_failure() -> None:
+    rows = [row("a", 512, 1.0), row("b", 512, 2.0), row("b", 1024, 4.0)]
+    late = row("a", 1024, status="timeout", reason="one call takes 9 s")
+    expected = (
+        "b overtakes a by failure between 512 and 1,024 tokens (a at 1,024: timed out: one call takes 9 s)."
+    )
+    assert expected in said(*rows, late)
+
+
 def test_json_is_complete() -> None:
     data = json.loads(json.dumps(as_json(summarize_run(frame(*crossing()))), allow_nan=False))
     assert data["sections"][0]["group"]["heads"] == 16

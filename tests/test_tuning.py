@@ -145,8 +145,8 @@ def test_a_chunk_is_measured_with_one_program_on_a_multiprocessor_up_to_all() ->
 # ---------------------------------------------------------------- the check
 
 
-SCAN = ScanConfig(block_c=16, block_e=32, num_warps=4, num_stages=1, programs=1)
-TILES = Tiles(block_m=32, block_n=16, block_e=32, num_warps=4, num_stages=1)
+SCAN = ScanConfig(block_c=16, block_e=64, num_warps=4, num_stages=1, programs=1)
+TILES = Tiles(block_m=32, block_n=32, block_e=32, num_warps=4, num_stages=1)
 
 
 def a_check(kernel: str = "lightning2", **changes: Any) -> Check:

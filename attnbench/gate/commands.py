@@ -21,14 +21,12 @@ from attnbench.options import (
     Strict,
     Threshold,
     Waivers,
+    Workloads,
     make_console,
 )
 
 SweepArgument = Annotated[
     str, typer.Argument(help="A preset (see: attnbench list) or the path of a TOML file.")
-]
-WorkloadOption = Annotated[
-    list[str] | None, typer.Option("--workload", "-w", help="fwd, bwd, fwd-bwd, decode.")
 ]
 Cases = Annotated[
     list[str] | None, typer.Option("--case", help="Only cases of this name or pattern: 'lightning2.bwd.*'.")
@@ -70,7 +68,7 @@ def check(
         bool, typer.Option("--update", help="Make what is measured the new baseline; the old one is logged.")
     ] = False,
     mechanism: Mechanisms = None,
-    workload: WorkloadOption = None,
+    workload: Workloads = None,
     case: Cases = None,
     processes: Annotated[
         int | None,
@@ -159,7 +157,7 @@ def check(
 def noise(
     sweep: SweepArgument,
     mechanism: Mechanisms = None,
-    workload: WorkloadOption = None,
+    workload: Workloads = None,
     case: Cases = None,
     processes: Annotated[
         int | None,

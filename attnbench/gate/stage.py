@@ -20,7 +20,7 @@ from attnbench.gate.processes import FreshProcesses, RecordedProcesses, Source, 
 from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
 from attnbench.measure.environment import pick_device
-from attnbench.sweeping import default_folder
+from attnbench.sweeping import folder_of
 from attnbench.sweeps.loader import Device, Overrides, Sweep, load
 
 
@@ -106,7 +106,7 @@ def staged(
     kind: Device = "cuda" if pick_device(subject.device).type == "cuda" else "cpu"
     sweep = _load(subject, kind)
     cases = _selected(sweep, subject.cases)
-    folder = subject.runs or default_folder(f"{name}-{sweep.name}")
+    folder = folder_of(f"{name}-{sweep.name}", out=subject.runs, resume=False)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the folder {folder} is there already; choose another with --runs")
     with ExitStack() as stack:

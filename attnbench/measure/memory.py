@@ -14,11 +14,11 @@ from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attnbench.case import Case, Memory, Workload
 from attnbench.measure.inputs import AnyCalls, DecodeCalls
+from attnbench.measure.observed import Observer
 
 
 class Meter(Interface):
@@ -54,7 +54,7 @@ class CudaMeter:
         return torch.cuda.max_memory_reserved(self._device)
 
 
-class HostMeter(TorchDispatchMode):
+class HostMeter(Observer):
     """Follows the storages that operators create, from the moment each one appears until it is freed."""
 
     def __init__(self) -> None:

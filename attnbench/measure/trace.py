@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnbench.measure.observed import Observer
 from attnbench.measure.timeline import NO_KERNEL, recorded
 
 
@@ -31,7 +31,7 @@ def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[
     return tuple(dict.fromkeys(name for name in names if not NO_KERNEL.match(name)))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(Observer):
     """Collects the names of the operators that run below it."""
 
     def __init__(self) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from attnbench.case import Status
-from attnbench.curves import Curve, Group, crossovers, flatness, slope
+from attnbench.crossings import crossovers
+from attnbench.curves import Curve, Group, flatness, slope
 from attnbench.paper.lines import Line, value_text
 from attnbench.words import count_text, factor, joined
 

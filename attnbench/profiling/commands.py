@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.errors import UserError
-from attnbench.options import DeviceOption, Dtypes, Exit, Json, SeqLens, make_console
+from attnbench.options import (
+    DeviceOption,
+    Dtypes,
+    Exit,
+    Json,
+    KvHeads,
+    SeqLens,
+    Windows,
+    make_console,
+)
 
 if TYPE_CHECKING:
     from attnbench.profiling.comparing import Beside
@@ -32,12 +41,8 @@ def profile(
     head_dim: Annotated[
         list[str] | None, typer.Option("--head-dim", help="Channels per query and key head; default: 128.")
     ] = None,
-    kv_heads: Annotated[
-        list[str] | None, typer.Option("--kv-heads", help="Key and value heads; default: as --heads.")
-    ] = None,
-    window: Annotated[
-        list[str] | None, typer.Option("--window", help="Tokens a query sees, for mechanisms with a window.")
-    ] = None,
+    kv_heads: KvHeads = None,
+    window: Windows = None,
     causal: Annotated[
         bool, typer.Option("--causal/--full", help="Mask what comes after a token, or nothing.")
     ] = True,
@@ -78,7 +83,7 @@ def profile(
     """
     from attnbench.measure.environment import pick_device
     from attnbench.profiling import command
-    from attnbench.sweeping import default_folder
+    from attnbench.sweeping import folder_of
 
     if replay is not None and (mechanism or compare):
         raise UserError("--replay takes a recorded folder; give no mechanism and no --compare with it")
@@ -92,7 +97,7 @@ def profile(
         return
     if not live and compare is None:
         raise UserError("name a mechanism to profile, for example: attnbench profile lightning2 --seq-len 8k")
-    folder, found = out or default_folder("profile"), []
+    folder, found = folder_of("profile", out=out, resume=False), []
     if live:
         kind = pick_device(device).type
         request = command.Request(

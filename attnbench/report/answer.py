@@ -17,6 +17,7 @@ from attnbench.summary import (
     closing,
     fastest_words,
     flattest_words,
+    overtaking_words,
     standing_words,
 )
 from attnbench.words import count_text, joined, workload_order, workload_title
@@ -105,10 +106,11 @@ def _lead(sections: Sequence[Section]) -> str:
 
 
 def _second(summary: Summary, by_workload: Sequence[tuple[str, Sequence[Section]]]) -> str:
-    """How constant the speed is, where there is one curve a workload to say it of; else how the cases ended."""
+    """Where the lead changes hands and how constant speed is, of workloads with one curve; else how the cases ended."""
     said = {
-        name: flattest_words(sections[0])[0]
+        name: ", and ".join([*overtaking_words(sections[0]), *flattest_words(sections[0])])
         for name, sections in by_workload
-        if len(sections) == 1 and flattest_words(sections[0])
+        if len(sections) == 1
     }
+    said = {name: text for name, text in said.items() if text}
     return _said(said) if said else closing(summary)

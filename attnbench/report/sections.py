@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnbench.comparison import words as comparing
+from attnbench.crossings import about, lengths_text
 from attnbench.report.page import Cell, Section, facts, items, plain, table, text
 from attnbench.summary import Flatness, Summary, closing, findings, heading, standing_words
 from attnbench.words import bytes_text, count_text, factor, rate_text, three, time_text, workload_title
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from attnbench.comparison.found import Compared, Comparison, Ratio
+    from attnbench.crossings import Crossover
     from attnbench.shapes import Standings
     from attnbench.summary import Section as Found
 
@@ -88,11 +90,14 @@ def _curve(section: Found, *, unfolded: bool) -> str:
     rows = [_flatness(each) for each in section.flatness]
     numbers = ("max / min", "slope", "highest speed", "lowest speed")
     flat = table(("mechanism", *numbers), rows, numbers=numbers)
+    crossings = [_crossing(each) for each in section.crossovers]
+    ranges = ("from (tokens)", "about")
+    crossed = table(("faster", "slower", *ranges, "note"), crossings, numbers=ranges) if crossings else ""
     said = items(
         f"{each[:1].upper()}{each[1:]}." if each.startswith("energy") else f"{each}."
         for each in findings(section)
     )
-    return f"<details{opened}><summary>{text(heading(section))}</summary>{said}{flat}</details>"
+    return f"<details{opened}><summary>{text(heading(section))}</summary>{said}{flat}{crossed}</details>"
 
 
 def _standings(found: Standings) -> str:
@@ -134,6 +139,22 @@ def _flatness(each: Flatness) -> Sequence[Cell]:
     low = Cell(html=text(f"{rate_text(each.slowest)} at {each.slowest_at:,}"), value=each.slowest)
     flat = Cell(html=text(factor(each.flatness)), value=each.flatness)
     return (plain(each.mechanism), flat, Cell(html=f"{each.slope:+.2f}", value=each.slope), high, low)
+
+
+def _crossing(each: Crossover) -> Sequence[Cell]:
+    """A pair that crosses, with the interval, or whose order is the same at every length that tells."""
+    notes = [] if each.failure is None else [f"by failure: {each.failure.sentence()}"]
+    if each.undecided:
+        notes.append(f"not told apart {lengths_text(each.undecided)}")
+    where = f"{each.high:,} or earlier" if each.low is None else f"{each.low:,} to {each.high:,}"
+    middle = "" if each.estimate is None or each.low is None else about(each.estimate, each.low, each.high)
+    return (
+        plain(each.faster),
+        plain(each.slower),
+        Cell(html=text(where), value=each.low or 0),
+        Cell(html=f"{middle:,}" if middle else "", value=middle),
+        plain("; ".join(notes)),
+    )
 
 
 def _compared(each: Compared, *, memory: bool) -> Sequence[Cell]:

@@ -59,9 +59,18 @@ def test_lengths_and_slope_laws(
     assert max(errors.values()) <= 1e-5, errors
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+SHAPES = ((2, 2, 70, 32, 48), (1, 1, 129, 96, 32), (1, 1, 130, 48, 80), (1, 1, 33, 16, 256))
+
+
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 70, 32, 48), (1, 1, 129, 96, 32), (1, 1, 130, 48, 80), (1, 1, 33, 16, 256)], ids=shape_id
+    ("shape", "dtype"),
+    [
+        *((shape, torch.float32) for shape in SHAPES),
+        *((shape, torch.bfloat16) for shape in SHAPES[1:3]),
+        (SHAPES[0], torch.float16),
+        (SHAPES[3], torch.float16),
+    ],
+    ids=lambda x: shape_id(x) if isinstance(x, tuple) else str(x).removeprefix("torch."),
 )
 def test_shapes(
     shape: Shape, dtype: torch.dtype, oracle: Any, error: Any, inputs: Any, make_slopes: Any
