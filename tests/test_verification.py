@@ -81,14 +81,16 @@ def _verify(finished: Callable[[Row], None], *, jobs: int) -> list[verification.
     return verification.verify(wanted, device="cpu", seed=0, jobs=jobs, finished=finished)
 
 
-def test_workers_at_once_find_what_one_finds() -> None:
-    alone: list[Row] = []
-    at_once: list[Row] = []
-    found = _verify(at_once.append, jobs=2)
-    assert [f.mechanism for f in found] == ["linear-quadratic", "sdpa-math", "linear-cumsum"]
+def test_workers_at_once_find_everything_once() -> None:
+    rows: list[Row] = []
+    found = _verify(rows.append, jobs=2)
+    assert [(f.mechanism, f.shapes) for f in found] == [
+        ("linear-quadratic", 2),
+        ("sdpa-math", 4),
+        ("linear-cumsum", 2),
+    ]
     assert {f.status for f in found} == {Status.OK}
-    assert found == _verify(alone.append, jobs=1)
-    assert sorted(r["case_id"] for r in at_once) == sorted(r["case_id"] for r in alone)
+    assert len({r["case_id"] for r in rows}) == len(rows) == 8
 
 
 def test_an_interruption_ends_all_workers() -> None:
