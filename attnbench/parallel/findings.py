@@ -45,10 +45,7 @@ def table(rows: Sequence[ParallelCase]) -> tuple[tuple[str, ...], list[tuple[str
                 "" if ms is None else time_text(ms)
                 for ms in (row.compute_ms, row.communication_ms, row.exposed_ms)
             ),
-            *(
-                "" if count is None else bytes_text(count)
-                for count in (row.sent_bytes, row.sent_bytes_formula)
-            ),
+            "" if row.sent_bytes is None else bytes_text(row.sent_bytes),
             "" if row.peak_bytes is None else bytes_text(row.peak_bytes),
         )
         for row in rows

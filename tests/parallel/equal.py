@@ -56,6 +56,7 @@ def errors(name: tuple[str, str, str, str], wire: GroupWire) -> dict[str, Any]:
     truth = [
         attention.sharding.take(x.unflatten(0, (2, HEADS)), wire.rank)
         for x in (reference.o, reference.dq, reference.dk, reference.dv)
+        if x is not None
     ]
     return {
         "name": "-".join(name),
