@@ -313,7 +313,7 @@ def end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Pa
         rows = [dataclasses.asdict(row) for row in outcome.rows]
         print(json.dumps({"rows": rows, "findings": list(sentences), "left": outcome.left}, indent=1))
     else:
-        _print(table, sentences)
+        print_table(table, sentences)
         if outcome.rows:
             print(f"\nRecords: {file}")
         if outcome.left:
@@ -322,7 +322,7 @@ def end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Pa
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-def _print(table: Any, sentences: Sequence[str]) -> None:
+def print_table(table: Any, sentences: Sequence[str]) -> None:
     from rich.table import Table
 
     console = make_console()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attnbench.models.command import Minutes, Seed, end, say, seconds
-from attnbench.options import DeviceOption, Dtypes, Json, SeqLens, example
+from attnbench.models.command import Minutes, Seed, end, print_table, say, seconds
+from attnbench.options import DeviceOption, Dtypes, FigureFolder, Json, SeqLens, example
 
 if TYPE_CHECKING:
     from attnbench.models.folder import Folder
@@ -112,6 +113,36 @@ def run(
         file=folder.merged,
         json_=json_,
     )
+
+
+@app.command("scaling", epilog=example("attnbench parallel scaling runs/parallel -o figures"))
+def scaling(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or its parallel.parquet.")],
+    out: FigureFolder = None,
+    json_: Json = False,
+) -> None:
+    """Draw strong and weak scaling, and predict 8, 64 and 1,024 GPUs over NVLink and InfiniBand.
+
+    The model is fitted to computing and transfers as measured apart, and checked against the whole; what it assumes is
+    printed on the figure.
+    """
+    from attnbench.models.records import read
+    from attnbench.parallel import predictions
+    from attnbench.parallel.figures import plot_scaling
+    from attnbench.parallel.records import ParallelCase
+    from attnbench.parallel.scaling import fit
+
+    rows = read(run, kind=ParallelCase)
+    model = fit(rows)
+    files = plot_scaling(rows, model, out or (run if run.is_dir() else run.parent) / "figures")
+    found = predictions.predict(rows, model)
+    if json_:
+        figures = [str(file) for file in files]
+        record = {"predictions": found, "assumptions": model.assumptions, "figures": figures}
+        print(json.dumps(record, indent=1))
+        return
+    print_table(predictions.table(found), model.assumptions)
+    print(f"\nFigures: {files[0].parent} ({len(files)} files)")
 
 
 def _measure(
