@@ -28,6 +28,8 @@ def predict(rows: Sequence[ParallelCase], scaling: Scaling) -> list[dict[str, An
             for link in scaling.links:
                 for ranks in PREDICTED_RANKS:
                     seq_len = longest if kind == "strong" else per_rank * ranks
+                    if seq_len < 2 * ranks:
+                        continue  # no rank would have tokens enough
                     alone = longest if kind == "strong" else per_rank
                     at: dict[str, Any] = {"seq_len": seq_len, "ranks": ranks, "link": link}
                     speed = line.tokens_per_s(**at)

@@ -4,9 +4,9 @@ The time of a call on W ranks is what one rank computes, plus of the transfers w
 
     T = compute(n, N) + sum over forward and backward of max(0, transfers - hidden share * compute)
 
-compute is a line in the tokens n of a rank (ring attention: also in n times N and in W), fitted to compute_ms; a step of a
-transfer takes latency + bytes / bandwidth, fitted to communication_ms. The whole, median_ms, takes no part in the fit,
-so that comparing with it is a check.
+compute is a line in the tokens n of a rank (ring attention: also in n times N and in W), fitted to compute_ms; a step
+of a transfer takes latency + bytes / bandwidth, fitted to communication_ms. The whole, median_ms, takes no part in
+the fit, so that comparing with it is a check.
 """
 
 from __future__ import annotations
@@ -146,29 +146,32 @@ class Scaling:
     def assumptions(self) -> list[str]:
         """Sentences for the figure."""
         return [
-            "Assumptions: computing is linear in the tokens of a rank, of ring attention in tokens times sequence and in "
-            "steps too, also where ranks hold fewer tokens than was measured.",
+            "Assumptions: computing is linear in the tokens of a rank, of ring attention in tokens times sequence "
+            "and in steps too, also where ranks hold fewer tokens than was measured.",
             *(
                 f"{link.name}: a step takes {time_text(link.latency_s * 1e3)} and its bytes at "
                 f"{link.bytes_per_s / 1e9:.3g} GB/s ({link.source})."
                 for link in self.links
             ),
-            "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and all "
-            "ranks are equally fast.",
+            "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and "
+            "all ranks are equally fast.",
             "Hidden are transfers behind all of a forward whose heads forget within a piece, else behind "
             f"1/{HEAD_SHARE} of it; behind 1/3 of a backward; behind all blocks of ring attention but one.",
-            f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing down.",
-            self._check(),
+            f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
+            "down.",
+            *self._check(),
         ]
 
-    def _check(self) -> str:
+    def _check(self) -> list[str]:
+        """How the model does over the link that was measured."""
         errors = [abs(error) for line in self.lines.values() for error in line.errors]
-        if not errors:
-            return "Not checked: no case on several ranks has its parts measured."
-        return (
+        if not errors or self.measured is None:
+            return ["Not checked: no case on several ranks has its parts measured."]
+        return [
             f"Check: over {len(errors)} measured cases the predicted time is off by {statistics.median(errors):.0%} in "
-            f"the median and by {max(errors):.0%} at most."
-        )
+            f"the median and by {max(errors):.0%} at most ({self.measured.name}: "
+            f"{time_text(self.measured.latency_s * 1e3)} a step and {self.measured.bytes_per_s / 1e9:.3g} GB/s)."
+        ]
 
 
 def fit(rows: Sequence[ParallelCase]) -> Scaling:

@@ -1,4 +1,4 @@
-"""What each rank of `test_parallel.py` runs: every case of one world size against the single-process oracle."""
+"""What each rank of `test_equality.py` runs: every case on every number of ranks against the fp64 oracle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from attnbench.semantics import SEMANTICS
 HEADS, DIM = 3, 16
 # Slopes under which a token is forgotten within a piece, or never, and none at all.
 SLOPES = {"mixed": [0.9, 0.05, 0.0], "short": [2.0, 1.5, 3.0], "none": None}
-LENGTHS = {"even": 96, "ragged": 101, "few": 9}
+LENGTHS = {"ragged": 101, "few": 9}  # tokens; no number of ranks but one divides them all
+RANKS = (1, 2, 3, 4)
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
@@ -66,18 +67,25 @@ def errors(name: tuple[str, str, str, str], wire: GroupWire) -> dict[str, Any]:
 
 
 def main() -> None:
-    rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
+    for ranks in RANKS:
+        if rank < ranks:
+            _run(rank, ranks, folder)
+
+
+def _run(rank: int, ranks: int, folder: Path) -> None:
+    """All cases in one group, then the group is left."""
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
+        init_method=f"file://{folder / f'rendezvous-{ranks}'}",
         rank=rank,
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=30),
+        timeout=datetime.timedelta(seconds=60),
     )
     wire = GroupWire(torch.device("cpu"))
     found = [errors(name, wire) for name in names()]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    (folder / f"{ranks}-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
