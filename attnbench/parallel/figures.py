@@ -168,7 +168,7 @@ def _over_ranks(
             [
                 (float(ranks), shown(_predicted(scaling, key, ranks, seq_len(ranks), link), ranks))
                 for ranks in _RANKS
-                if ranks > 1
+                if ranks > 1 and seq_len(ranks) >= 2 * ranks
             ],
         )
         for key in keys

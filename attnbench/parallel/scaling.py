@@ -91,7 +91,7 @@ class Line:
 
     def exposed_ms(self, *, ranks: int, seq_len: int, link: Link) -> float:
         """Communication that computing does not hide."""
-        mechanism, workload, batch, heads, head_dim, dtype, decay = self.key
+        mechanism, workload, batch, heads, head_dim, dtype, _ = self.key
         problem = Problem(
             ranks=ranks,
             seq_len=seq_len,

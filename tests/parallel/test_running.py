@@ -64,7 +64,7 @@ def test_ranks_measure_together_and_end_when_one_of_them_dies(group: RankGroup) 
     long = dataclasses.replace(SMALL, mechanism="ring-attention", seq_len=2**15, samples=1000)
     threading.Timer(1.0, group._processes[1].strike).start()
     begun = time.monotonic()
-    with pytest.raises(WorkerDiedError, match="rank 1 of 2: .*signal SIGKILL"):
+    with pytest.raises(WorkerDiedError, match=r"rank 1 of 2: .*signal SIGKILL"):
         _ask(group, long)
     assert time.monotonic() - begun < 30
     assert group._processes == []
