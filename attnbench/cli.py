@@ -52,6 +52,7 @@ from attnbench.options import Exit as Exit
 from attnbench.options import example as _example
 from attnbench.options import make_console as _console
 from attnbench.options import plain as _plain
+from attnbench.parallel.command import app as parallel
 from attnbench.profiling.commands import profile
 from attnbench.version import __version__
 
@@ -493,6 +494,7 @@ def compare(
 
 
 app.add_typer(models)
+app.add_typer(parallel)
 app.command(epilog=_example("attnbench profile lightning2 --seq-len 8k --workload bwd -o profiles"))(profile)
 app.command(epilog=_example("attnbench crossover lightning2 flash2 --tokens 32k --workload fwd"))(crossover)
 app.command(epilog=_example("attnbench noise ci"))(noise)

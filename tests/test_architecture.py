@@ -43,16 +43,18 @@ LAYERS = (
         "models",
         "paper",
         "crossover",
+        "parallel",
     },
     {"cli"},
     {"__main__"},
 )
 IMPLEMENTATIONS = {"kernels", "baselines"}  # beside the layers: the registry names them, nobody imports them,
-# but for the tuner, whose subject they are, and the models, which hand states on: no row of the table does that.
-TUNES = {"tuning": {"kernels"}, "models": {"kernels"}}
+# but for the tuner, whose subject they are, and those who hand states on, which no row of the table does: the models
+# and sequence parallelism, which needs the states of the PyTorch provider too.
+TUNES = {"tuning": {"kernels"}, "models": {"kernels"}, "parallel": {"kernels", "baselines"}}
 # All that an implementation may know of the house.
 KNOWN_TO = {"kernels": {"kernels"}, "baselines": {"baselines", "kernels", "case", "semantics"}}
-TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling", "models"}
+TORCH = {"measure", "semantics", "kernels", "baselines", "tuning", "profiling", "models", "parallel"}
 TIMING = {
     "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "time_ns",
     "thread_time", "elapsed_time", "do_bench", "timeit",
@@ -213,6 +215,7 @@ def _python(code: str, *, cwd: Path | None = None, path: Path | None = None) -> 
         ["compare", "--help"],
         ["model", "train-step", "--help"],
         ["paper", "--help"],
+        ["parallel", "run", "--help"],
         ["profile", "--help"],
     ],
     ids=" ".join,

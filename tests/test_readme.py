@@ -18,7 +18,8 @@ from attnbench.sweeps.loader import Overrides, load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODELS = {"train-step", "inference", "losses"}  # records of whole models have files of their own kind
+# Records of whole models, and of sequences over many GPUs, have files of their own kind.
+MODELS = {"train-step", "inference", "losses", "parallel"}
 RECORDED = sorted(path for path in (ROOT / "results").glob("**/*.parquet") if path.stem not in MODELS)
 
 

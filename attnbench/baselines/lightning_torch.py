@@ -99,12 +99,12 @@ class _KeepsInputs(torch.autograd.Function):
 class _Lightning2(_KeepsInputs):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> Tensor:
-        return _forward_sweep(q, k, v, slopes=slopes, scale=scale)
+        return _forward_sweep(q, k, v, slopes=slopes, scale=scale)[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, slopes = ctx.saved_tensors
-        dq = _forward_sweep(grads[0], v, k, slopes=slopes, scale=ctx.scale)
+        dq, _ = _forward_sweep(grads[0], v, k, slopes=slopes, scale=ctx.scale)
         dk, dv = _reverse_sweep(q, k, v, grads[0], slopes=slopes, scale=ctx.scale)
         return dq, dk, dv, None, None
 
@@ -123,10 +123,46 @@ class _Lightning1(_KeepsInputs):
         return dq, dk, dv, None, None
 
 
-def _forward_sweep(q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor, scale: float) -> Tensor:
-    """F(q, k, v): chunks from first to last with their KV state (Alg. 1, and the first loop of Alg. 2)."""
+def forward_with_state(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """o [B, H, N, E] and S_N [B, H, D, E] of `lightning2` from the state S_0; None: from an empty one. No gradient.
+
+    Shapes as for `lightning2`; states in fp32, in fp64 for fp64 inputs; the scale joins o and never the state, as in
+    `attnbench.kernels.lightning_attention_2`.
+    """
+    return _forward_sweep(q, k, v, slopes=_slopes_like(q, slopes), scale=scale, initial=initial_state)
+
+
+def key_value_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    dstate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dk [B, H, N, D] and dv [B, H, N, E] of `forward_with_state`, through o and through S_N.
+
+    do: [B, H, N, E]; dstate: [B, H, D, E], the gradient of S_N; None: zero.
+    """
+    return _reverse_sweep(q, k, v, do, slopes=_slopes_like(q, slopes), scale=scale, dstate=dstate)
+
+
+def _forward_sweep(
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor, scale: float, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """F(q, k, v) and the last state: chunks from first to last (Alg. 1, and the first loop of Alg. 2)."""
     o = torch.empty_like(v)
-    state = slopes.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    state = _empty_state(q, v, slopes) if initial is None else initial
     for chunk in _chunks(q):
         qc, kc, vc = (_widen(x, chunk, slopes.dtype) for x in (q, k, v))
         decay = _Decay(slopes, len(chunk))
@@ -134,23 +170,35 @@ def _forward_sweep(q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor, scale: fl
         inter = decay.from_start * qc @ state
         o[..., chunk.start : chunk.stop, :] = scale * (intra + inter)
         state = decay.whole * state + (decay.to_end * kc).mT @ vc
-    return o
+    return o, state
 
 
 def _reverse_sweep(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor, *, slopes: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    *,
+    slopes: Tensor,
+    scale: float,
+    dstate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """dk and dv: chunks from last to first with the dKV state that both need (the second loop of Alg. 2)."""
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    state = slopes.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    state = _empty_state(q, v, slopes) if dstate is None else dstate
     for chunk in reversed(_chunks(q)):
         qc, kc, vc, doc = (_widen(x, chunk, slopes.dtype) for x in (q, k, v, do))
         decay = _Decay(slopes, len(chunk))
         here = slice(chunk.start, chunk.stop)
-        dk[..., here, :] = scale * ((doc @ vc.mT * decay.mask).mT @ qc + decay.to_end * vc @ state.mT)
-        dv[..., here, :] = scale * ((qc @ kc.mT * decay.mask).mT @ doc + decay.to_end * kc @ state)
-        state = decay.whole * state + (decay.from_start * qc).mT @ doc
+        dk[..., here, :] = scale * (doc @ vc.mT * decay.mask).mT @ qc + decay.to_end * vc @ state.mT
+        dv[..., here, :] = scale * (qc @ kc.mT * decay.mask).mT @ doc + decay.to_end * kc @ state
+        # The gradient of the last state comes in without the scale, which therefore joins each token.
+        state = decay.whole * state + (scale * decay.from_start * qc).mT @ doc
     return dk, dv
+
+
+def _empty_state(q: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    return slopes.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
 
 
 def _left_product(

@@ -24,9 +24,10 @@ def _forward(
     scale: float,
     return_state: bool,
     hints: Hints,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """o, and S_N if it is asked for; nothing is checked."""
-    out = _host.empty_in_order_of(v)
+    """o, in `out` if that is given, and S_N if it is asked for; nothing is checked."""
+    out = _host.empty_in_order_of(v) if out is None else out
     state = None
     if return_state:
         shape = (*q.shape[:2], q.shape[3], v.shape[3])
@@ -185,6 +186,66 @@ def lightning_attention_2(
     run: Any = _LightningAttention2.apply if _host.needs_gradient(q, k, v, initial_state) else _forward
     out, state = run(q, k, v, slopes, initial_state, scale, return_state, hints)
     return (out, state) if return_state else out
+
+
+def forward_into(
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    initial_state: torch.Tensor | None = None,
+    return_state: bool = False,
+) -> torch.Tensor | None:
+    """`lightning_attention_2` for one piece of a sequence: o is written to `out`, a view of a longer one; no gradient.
+
+    Arguments and errors as there; out: [B, H, N, E] in v's dtype with a unit last stride. Returns S_N if it is asked
+    for, else None.
+    """
+    slopes, values = _checked_slopes(q, k, v, slopes, initial_state)
+    if out.shape != v.shape or out.dtype != v.dtype or out.stride(-1) != 1:
+        raise ValueError(
+            f"out must be {v.dtype} of the shape {list(v.shape)} with a unit last stride, got {out.dtype}, "
+            f"{list(out.shape)} and the strides {list(out.stride())}"
+        )
+    hints = Hints(values=values)
+    scale = _validate.scale(scale)
+    return _forward(q, k, v, slopes, initial_state, scale, return_state, hints, out)[1]
+
+
+def key_value_gradients(
+    do: torch.Tensor,
+    dstate: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dk and dv of `lightning_attention_2`, in one launch, where dq was had otherwise: dq = F(do, v, k) from S_0^T.
+
+    do: [B, H, N, E]; dstate: float32 [B, H, D, E], the gradient of S_N, or None for zero. Errors as there.
+    """
+    slopes, values = _checked_slopes(q, k, v, slopes, dstate)
+    gradients = _backward(
+        do,
+        dstate,
+        q,
+        k,
+        v,
+        slopes,
+        None,
+        scale=_validate.scale(scale),
+        hints=Hints(values=values),
+        needed=(False, True, True, False),
+    )
+    _, dk, dv, _ = gradients
+    assert dk is not None
+    assert dv is not None
+    return dk, dv
 
 
 def _checked_slopes(

@@ -95,6 +95,7 @@ def train_step(
     from attnbench.models.records import TrainStep
     from attnbench.models.running import Run
     from attnbench.models.together import measure_together
+    from attnbench.models.training import measure_train_step
 
     kind = _kind(device)
     plan = planning.TrainPlan(
@@ -115,7 +116,12 @@ def train_step(
         with joined(kind) as ranks:
             requests = plan.requests(kind=kind, gpus=ranks.count)
             outcome = measure_together(
-                requests, folder=folder, ranks=ranks, budget_s=_seconds(minutes), say=_say
+                requests,
+                folder=folder,
+                measure=lambda request: measure_train_step(request, device=ranks.device, ranks=ranks),
+                ranks=ranks,
+                budget_s=seconds(minutes),
+                say=say,
             )
             if ranks.rank != 0:
                 return
@@ -123,14 +129,14 @@ def train_step(
         run = Run(
             folder=folder,
             device=kind,
-            budget_s=_seconds(minutes),
+            budget_s=seconds(minutes),
             series=planning.train_series,
             blank=lambda request: request.blank(),
-            say=_say,
+            say=say,
             describe=findings.train_line,
         )
         outcome = run.measure(plan.requests(kind=kind, gpus=1))
-    _end(
+    end(
         outcome,
         table=findings.train_table(outcome.rows),
         sentences=findings.train_sentences(outcome.rows),
@@ -209,14 +215,14 @@ def inference(
     run = Run(
         folder=folder,
         device=kind,
-        budget_s=_seconds(minutes),
+        budget_s=seconds(minutes),
         series=planning.inference_series,
         blank=lambda request: request.blank(),
-        say=_say,
+        say=say,
         describe=findings.inference_line,
     )
     outcome = run.measure(plan.requests(kind=kind))
-    _end(
+    end(
         outcome,
         table=findings.inference_table(outcome.rows),
         sentences=findings.inference_sentences(outcome.rows),
@@ -266,14 +272,14 @@ def losses(
     run = Run(
         folder=folder,
         device=kind,
-        budget_s=_seconds(minutes),
+        budget_s=seconds(minutes),
         series=lambda request: (request.case_id,),
         blank=_no_blank,
-        say=_say,
+        say=say,
         describe=findings.loss_line,
     )
     outcome = run.measure(plan.requests(kind=kind))
-    _end(
+    end(
         outcome,
         table=findings.loss_table(outcome.rows),
         sentences=findings.loss_sentences(outcome.rows, outcome.missing),
@@ -293,21 +299,21 @@ def _kind(device: str) -> str:
     return pick_device(device).type
 
 
-def _seconds(minutes: float | None) -> float | None:
+def seconds(minutes: float | None) -> float | None:
     return None if minutes is None else minutes * 60
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Path, json_: bool) -> None:
+def end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Path, json_: bool) -> None:
     """The table, what was found in words, and where it lies. Exit code 3 when no case could be measured."""
     if json_:
         rows = [dataclasses.asdict(row) for row in outcome.rows]
         print(json.dumps({"rows": rows, "findings": list(sentences), "left": outcome.left}, indent=1))
     else:
-        _print(table, sentences)
+        print_table(table, sentences)
         if outcome.rows:
             print(f"\nRecords: {file}")
         if outcome.left:
@@ -316,7 +322,7 @@ def _end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: P
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-def _print(table: Any, sentences: Sequence[str]) -> None:
+def print_table(table: Any, sentences: Sequence[str]) -> None:
     from rich.table import Table
 
     console = make_console()

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from attnbench.errors import UserError
 from attnbench.models import records
-from attnbench.models.records import KINDS, R
+from attnbench.models.records import R
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Folder(Generic[R]):
 
     @property
     def _shards(self) -> Path:
-        return self.path / "shards" / KINDS[self.kind]
+        return self.path / "shards" / self.kind.KIND
 
     def open(self, *, device: str) -> None:
         """Make the folder.
@@ -46,7 +46,7 @@ class Folder(Generic[R]):
             there = records.read_environment(file, kind=self.kind).get("device")
             if there is not None and there != device:
                 raise UserError(
-                    f"{self.path} holds {KINDS[self.kind]} records of {there}, and this is {device}: choose another "
+                    f"{self.path} holds {self.kind.KIND} records of {there}, and this is {device}: choose another "
                     "folder"
                 )
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,8 @@ ENVIRONMENT_KEY: Final = b"attnbench.models.environment"  # JSON: machine, devic
 @dataclass(frozen=True, kw_only=True)
 class TrainStep:
     """Training steps of one model at one length: forward, loss, backward and AdamW, over constant tokens."""
+
+    KIND: ClassVar[str] = "train-step"
 
     case_id: str
     model: str  # "tnl" or "llama"
@@ -66,6 +68,8 @@ class TrainStep:
 class Inference:
     """One phase of inference at one context."""
 
+    KIND: ClassVar[str] = "inference"
+
     case_id: str
     model: str
     size: str
@@ -99,6 +103,8 @@ class Inference:
 class Loss:
     """The loss of one training step of a small model."""
 
+    KIND: ClassVar[str] = "losses"
+
     case_id: str  # of the training run
     model: str
     size: str
@@ -118,23 +124,31 @@ class Loss:
 
 
 Record = TrainStep | Inference | Loss
-R = TypeVar("R", TrainStep, Inference, Loss)
+KINDS: Final = (TrainStep, Inference, Loss)
 
-KINDS: Final[Mapping[type[Record], str]] = {
-    TrainStep: "train-step",
-    Inference: "inference",
-    Loss: "losses",
-}
+
+class Row(Protocol):
+    """A kind of record: a frozen dataclass of the columns, with the name of its file; not of models alone."""
+
+    KIND: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def case_id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Row)
 
 _TYPES: Final[Mapping[str, pa.DataType]] = {
     "str": pa.string(),
     "int": pa.int64(),
+    "bool": pa.bool_(),
     "float": pa.float64(),
     "tuple[float, ...]": pa.list_(pa.float32()),
 }
 
 
-def schema(kind: type[Record]) -> pa.Schema:
+def schema(kind: type[Row]) -> pa.Schema:
     """The Arrow schema of a kind of record; a field that may be unknown is nullable."""
     fields = []
     for field in dataclasses.fields(kind):
@@ -145,9 +159,9 @@ def schema(kind: type[Record]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def file_name(kind: type[Record]) -> str:
-    """`train-step.parquet`, `inference.parquet` or `losses.parquet`."""
-    return f"{KINDS[kind]}.parquet"
+def file_name(kind: type[Row]) -> str:
+    """`train-step.parquet`, `inference.parquet`, `losses.parquet`, ..."""
+    return f"{kind.KIND}.parquet"
 
 
 def write(rows: Iterable[R], path: Path, *, kind: type[R], environment: Mapping[str, Any]) -> None:
@@ -160,7 +174,7 @@ def write(rows: Iterable[R], path: Path, *, kind: type[R], environment: Mapping[
         _check_finite(row)
     metadata = {
         VERSION_KEY: str(VERSION).encode(),
-        KIND_KEY: KINDS[kind].encode(),
+        KIND_KEY: kind.KIND.encode(),
         ENVIRONMENT_KEY: json.dumps(environment).encode(),
     }
     store.write(pa.Table.from_pylist(dicts, schema=schema(kind).with_metadata(metadata)), path)
@@ -177,26 +191,26 @@ def read(path: Path, *, kind: type[R]) -> list[R]:
     return [make(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}) for row in rows]
 
 
-def read_environment(path: Path, *, kind: type[Record]) -> dict[str, Any]:
+def read_environment(path: Path, *, kind: type[Row]) -> dict[str, Any]:
     """What is known of the machine that recorded a file. Raises UserError as `read` does."""
     metadata = _table(path / file_name(kind) if path.is_dir() else path, kind=kind).schema.metadata
     environment: dict[str, Any] = json.loads(metadata.get(ENVIRONMENT_KEY, b"{}"))
     return environment
 
 
-def _table(path: Path, *, kind: type[Record]) -> pa.Table:
+def _table(path: Path, *, kind: type[Row]) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
     except FileNotFoundError as error:
-        raise UserError(f"there are no {KINDS[kind]} records at {path}") from error
+        raise UserError(f"there are no {kind.KIND} records at {path}") from error
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is no readable Parquet file (truncated or of another kind): {error}"
         ) from error
     metadata = table.schema.metadata or {}
     found = metadata.get(KIND_KEY, b"").decode()
-    if found != KINDS[kind]:
-        raise UserError(f"{path} holds {found or 'no model'} records, expected {KINDS[kind]}")
+    if found != kind.KIND:
+        raise UserError(f"{path} holds {found or 'no model'} records, expected {kind.KIND}")
     version = int(metadata[VERSION_KEY])
     if version > VERSION:
         raise UserError(

@@ -15,7 +15,7 @@ from attnbench.executors.lock import device_lock
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
-from attnbench.models.records import KINDS, Loss, R, TrainStep
+from attnbench.models.records import Loss, R, TrainStep
 
 _GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
 LEAST_S = 5.0  # of budget, below which no case is begun
@@ -30,6 +30,18 @@ class Request(Protocol):
     def case_id(self) -> str: ...
     @property
     def limit_s(self) -> float: ...
+
+
+class Worker(Protocol):
+    """What a run needs of a worker: `WorkerProcess` is one."""
+
+    environment: dict[str, Any]
+
+    @property
+    def alive(self) -> bool: ...
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]: ...
+    def end(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 Say = Callable[[str], None]
@@ -49,7 +61,8 @@ class Run(Generic[R]):
     """Requests of one kind, in the order in which they are measured.
 
     series: of a request, what it shares with those that differ from it in length alone; once one of them took too
-    long, longer ones are not attempted. blank: the record of a request of which nothing is known.
+    long, longer ones are not attempted. blank: the record of a request of which nothing is known. start: makes a
+    worker that inherits the descriptor of the device's lock; None: a process of `models.worker`.
     """
 
     folder: Folder[R]
@@ -59,7 +72,8 @@ class Run(Generic[R]):
     blank: Callable[[Any], R]
     say: Say
     describe: Callable[[R], str]
-    _worker: WorkerProcess | None = None
+    start: Callable[[int], Worker] | None = None
+    _worker: Worker | None = None
     _lock: int | None = None
     _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
 
@@ -99,7 +113,7 @@ class Run(Generic[R]):
             return self._keep_failed(request, Status.TIMEOUT, f"not attempted: {longer}")
         limit = request.limit_s if remaining is None else min(request.limit_s, remaining)
         message = {
-            "kind": KINDS[self.folder.kind],
+            "kind": self.folder.kind.KIND,
             "request": dataclasses.asdict(dataclasses.replace(request, limit_s=limit)),
         }
         try:
@@ -131,7 +145,7 @@ class Run(Generic[R]):
     def _keep_failed(self, request: Any, status: Status, reason: str) -> str | None:
         if self.folder.kind is Loss:
             return reason
-        row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)  # type: ignore[call-arg]
+        row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)
         self.folder.keep(request.case_id, [row], environment=self._ready().environment)
         return None
 
@@ -159,18 +173,22 @@ class Run(Generic[R]):
             finally:
                 self._worker = None
 
-    def _ready(self) -> WorkerProcess:
+    def _ready(self) -> Worker:
         if self._worker is None or not self._worker.alive:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            self._worker = WorkerProcess(
-                device=self.device,
-                log=self.folder.log,
-                inherit=self._lock,
-                module="attnbench.models.worker",
-                interpreter=Interpreter(variables=self._variables()),
-            )
+            assert self._lock is not None
+            self._worker = (self.start or self._process)(self._lock)
             self._worker.environment["command"] = sys.argv[1:]
         return self._worker
+
+    def _process(self, lock: int) -> Worker:
+        return WorkerProcess(
+            device=self.device,
+            log=self.folder.log,
+            inherit=lock,
+            module="attnbench.models.worker",
+            interpreter=Interpreter(variables=self._variables()),
+        )
 
     def _variables(self) -> dict[str, str]:
         """Of a worker that trains; the captured graphs of inference are left with the allocator as it is."""

@@ -1,10 +1,11 @@
-"""Training steps under torchrun: all processes measure the same cases, and the first of them keeps the records."""
+"""Under torchrun: all processes measure the same cases, and the first of them keeps the records."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -14,38 +15,39 @@ from attnbench.measure.clock import now_s
 from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
-from attnbench.models.records import TrainStep
+from attnbench.models.records import R
 from attnbench.models.running import LEAST_S, Outcome, Say
-from attnbench.models.training import TrainRequest, measure_train_step
 
 
 def measure_together(
-    requests: Sequence[TrainRequest],
+    requests: Sequence[Any],
     *,
-    folder: Folder[TrainStep],
+    folder: Folder[R],
+    measure: Callable[[Any], Any],
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
-) -> Outcome[TrainStep]:
-    """Measure what the folder lacks, on all ranks; what is returned counts on the first of them alone.
+) -> Outcome[R]:
+    """Measure what the folder lacks, on all ranks: `measure` makes the record of a request.
 
-    A rank that runs out of memory by itself takes the others down when they have waited for it: the case is
-    `crashed` when the same command is given again, and the run goes on behind it.
+    What is returned counts on the first rank alone. One that runs out of memory by itself takes the others down when
+    they have waited for it: the case is `crashed` when the same command is given again, and the run goes on behind it.
 
     Raises UserError when another process times on the device, or the folder holds other devices' records.
     """
     with device_lock(ranks.device.type) if ranks.rank == 0 else contextlib.nullcontext():
-        return _measure(requests, folder=folder, ranks=ranks, budget_s=budget_s, say=say)
+        return _measure(requests, folder=folder, measure=measure, ranks=ranks, budget_s=budget_s, say=say)
 
 
 def _measure(
-    requests: Sequence[TrainRequest],
+    requests: Sequence[Any],
     *,
-    folder: Folder[TrainStep],
+    folder: Folder[R],
+    measure: Callable[[Any], Any],
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
-) -> Outcome[TrainStep]:
+) -> Outcome[R]:
     environment = collect(ranks.device)
     if ranks.rank == 0:
         folder.open(device=environment["device"])
@@ -57,7 +59,7 @@ def _measure(
             continue
         if not ranks.any(ranks.rank == 0 and _to_do(request, folder, environment=environment)):
             continue
-        row = measure_train_step(request, device=ranks.device, ranks=ranks)
+        row = measure(request)
         if ranks.rank == 0:
             folder.keep(request.case_id, [row], environment=environment)
             say(f"{request.case_id}: {row.status}" + (f": {row.reason}" if row.reason else ""))
@@ -68,7 +70,7 @@ def _measure(
     return Outcome(rows=done, missing=[], left=left)
 
 
-def _to_do(request: TrainRequest, folder: Folder[TrainStep], *, environment: dict[str, object]) -> bool:
+def _to_do(request: Any, folder: Folder[Any], *, environment: dict[str, object]) -> bool:
     """Is a case still to be measured? One at which the processes ended before is not: it becomes a row now."""
     if request.case_id in folder.done():
         return False

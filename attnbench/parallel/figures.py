@@ -1,0 +1,293 @@
+"""Scaling figures: speed and memory against ranks and length, measured, and predicted up to 1,024 ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from attnbench.case import Status
+from attnbench.curves import length_label
+from attnbench.pages import (
+    DPI,
+    EDGE,
+    FAINT,
+    INK,
+    LINE,
+    SMALL,
+    TEXT,
+    TITLE,
+    Canvas,
+    drawing,
+    in_order,
+    legend,
+    legend_columns,
+    log_ticks,
+    marker_size,
+    save,
+    style_of,
+    wrap,
+)
+from attnbench.parallel.findings import Key, same_line
+from attnbench.parallel.records import ParallelCase
+from attnbench.parallel.scaling import PREDICTED_RANKS, Link, Scaling
+from attnbench.words import three, workload_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH: Final = 9.6  # inches
+_PANEL: Final = (3.75, 2.5)
+_LEFT, _BETWEEN, _BELOW = 0.75, 0.95, 0.62
+_RANKS: Final = tuple(2**power for power in range(11))
+_LINK_DASHES: Final = ("-", (0.0, (3.0, 1.5)))  # NVLink, InfiniBand
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """One pair of axes: what stands on them, and the points and lines in it, by mechanism."""
+
+    title: str
+    x_label: str
+    y_label: str
+    measured: Sequence[tuple[str, str, Points]]  # mechanism, note at the end of its line, points
+    predicted: Sequence[tuple[str, int, Points]]  # mechanism, number of the link, points
+    lengths: bool  # the x axis has lengths, else ranks
+
+
+def plot_scaling(
+    rows: Sequence[ParallelCase], scaling: Scaling, folder: Path, *, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Draw a page for each workload and shape: strong and weak scaling, speed and memory against length.
+
+    Files are named `scaling.fwd-bwd.B1-H16-D128.bf16.png`. Returns the paths written, in order.
+
+    Raises UserError for an unknown format, or a folder that cannot be written.
+    """
+    pages: dict[tuple[object, ...], list[ParallelCase]] = {}
+    for row in rows:
+        if row.status == Status.OK:
+            pages.setdefault((row.workload, row.batch, row.heads, row.head_dim, row.dtype), []).append(row)
+    written = []
+    with drawing(formats):
+        for (workload, batch, heads, head_dim, dtype), page in pages.items():
+            figure = _draw(page, scaling)
+            stem = f"scaling.{workload}.B{batch}-H{heads}-D{head_dim}.{dtype}"
+            written += [save(figure, folder / f"{stem}.{name}") for name in formats]
+    return written
+
+
+def line_name(key: Key) -> str:
+    """The mechanism, and whether it is without its decay: one of its lines has the mechanism's colour."""
+    return key[0] if key[6] is not False else f"{key[0]}@no decay"
+
+
+def _draw(rows: Sequence[ParallelCase], scaling: Scaling) -> Figure:
+    longest = max(row.seq_len for row in rows)
+    most = max(row.ranks for row in rows)
+    per_rank = max(row.seq_len // row.ranks for row in rows if row.ranks == most)
+    panels = [
+        _over_ranks(rows, scaling, seq_len=lambda ranks: longest, each=False, what=f"{longest:,} tokens"),
+        _over_ranks(
+            rows, scaling, seq_len=lambda n: n * per_rank, each=True, what=f"{per_rank:,} tokens a rank"
+        ),
+        _over_lengths(rows, "Speed against length", "tokens/s a rank", _speed_per_rank),
+        _over_lengths(rows, "Memory against length", "GiB a rank", _memory),
+    ]
+    first = rows[0]
+    width = _WIDTH - 2 * EDGE
+    title = (
+        f"{workload_title(first.workload)}, one sequence over many ranks: {first.batch} x {first.heads} heads of "
+        f"{first.head_dim}, {first.dtype}"
+    )
+    device = " ".join(
+        sorted({f"{row.device}, {row.backend}" for row in rows if row.backend}) or {str(first.device)}
+    )
+    links = " ".join(
+        f"{'Solid' if number == 0 else 'Dashed'} lines: predicted over {link.name}."
+        for number, link in enumerate(scaling.links)
+    )
+    sub = wrap(f"Measured on {device} (marks). {links}", width=width, size=SMALL)
+    notes = [part for sentence in scaling.assumptions for part in wrap(sentence, width=width, size=SMALL)]
+    names = in_order(line_name(same_line(row)) for row in rows)
+    entries = [(name, name.replace("@", ", ")) for name in names]
+    columns = legend_columns(entries, width=width)
+    top = EDGE + 0.22 + len(sub) * LINE + 0.3
+    below = top + 2 * (_PANEL[1] + _BELOW) + 0.12
+    legend_height = math.ceil(len(entries) / columns) * LINE + 0.1
+    height = below + legend_height + len(notes) * LINE + EDGE
+    figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor="white")
+    canvas = Canvas(figure=figure, width=_WIDTH, height=height)
+    canvas.text(title, x=EDGE, top=EDGE, size=TITLE, weight="bold")
+    canvas.lines(sub, x=EDGE, top=EDGE + 0.22, size=SMALL, colour="#555555")
+    for number, panel in enumerate(panels):
+        x = _LEFT + (number % 2) * (_PANEL[0] + _BETWEEN)
+        _fill(canvas, panel, x=x, top=top + (number // 2) * (_PANEL[1] + _BELOW))
+    legend(canvas, entries, columns=columns, top=below)
+    canvas.lines(notes, x=EDGE, top=below + legend_height, size=SMALL, colour="#555555")
+    return figure
+
+
+def _over_ranks(
+    rows: Sequence[ParallelCase],
+    scaling: Scaling,
+    *,
+    seq_len: Callable[[int], int],
+    each: bool,
+    what: str,
+) -> _Panel:
+    """Speed against ranks, of one length (strong) or of one length a rank (weak; speed of each rank then)."""
+
+    def shown(tokens_per_s: float, ranks: int) -> float:
+        return tokens_per_s / ranks if each else tokens_per_s
+
+    keys = list(dict.fromkeys(same_line(row) for row in rows))
+    measured = [
+        (
+            line_name(key),
+            "",
+            sorted(
+                (float(row.ranks), shown(row.tokens_per_s, row.ranks))
+                for row in rows
+                if same_line(row) == key and row.tokens_per_s and row.seq_len == seq_len(row.ranks)
+            ),
+        )
+        for key in keys
+    ]
+    predicted = [
+        (
+            line_name(key),
+            number,
+            [
+                (float(ranks), shown(_predicted(scaling, key, ranks, seq_len(ranks), link), ranks))
+                for ranks in _RANKS
+                if ranks > 1 and seq_len(ranks) >= 2 * ranks
+            ],
+        )
+        for key in keys
+        if key in scaling.lines
+        for number, link in enumerate(scaling.links)
+    ]
+    return _Panel(
+        title=f"{'Weak' if each else 'Strong'} scaling, {what}",
+        x_label="ranks",
+        y_label="tokens/s a rank" if each else "tokens/s",
+        measured=measured,
+        predicted=predicted,
+        lengths=False,
+    )
+
+
+def _predicted(scaling: Scaling, key: Key, ranks: int, seq_len: int, link: Link) -> float:
+    return scaling.lines[key].tokens_per_s(ranks=ranks, seq_len=seq_len, link=link)
+
+
+def _over_lengths(
+    rows: Sequence[ParallelCase], title: str, y_label: str, value: Callable[[ParallelCase], float | None]
+) -> _Panel:
+    """A measured value against the length, a line for each mechanism and number of ranks, which is noted at its end."""
+    found: dict[tuple[Key, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        y = value(row)
+        if y:
+            found.setdefault((same_line(row), row.ranks), []).append((float(row.seq_len), y))
+    lines = [(line_name(key), str(ranks), sorted(points)) for (key, ranks), points in found.items()]
+    return _Panel(
+        title=f"{title} (the number at a line: ranks)",
+        x_label="tokens of the sequence",
+        y_label=y_label,
+        measured=lines,
+        predicted=(),
+        lengths=True,
+    )
+
+
+def _speed_per_rank(row: ParallelCase) -> float | None:
+    return None if row.tokens_per_s is None else row.tokens_per_s / row.ranks
+
+
+def _memory(row: ParallelCase) -> float | None:
+    return None if row.peak_bytes is None else row.peak_bytes / 2**30
+
+
+def _fill(canvas: Canvas, panel: _Panel, *, x: float, top: float) -> None:
+    width, height = _PANEL
+    axes = canvas.axes(x=x, top=top, width=width, height=height)
+    canvas.text(panel.title, x=x, top=top - 0.2, size=TEXT, weight="bold")
+    canvas.text(panel.x_label, x=x + width / 2, top=top + height + 0.2, size=SMALL, ha="center")
+    axes.set_ylabel(panel.y_label, fontsize=SMALL, color=INK)
+    _scales(axes, panel)
+    for name, number, points in panel.predicted:
+        style = style_of(name)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=style.colour,
+            linestyle=_LINK_DASHES[number],
+            linewidth=1.1,
+            zorder=2,
+        )
+    for name, note, points in panel.measured:
+        if not points:
+            continue
+        style = style_of(name)
+        xs, ys = zip(*points, strict=True)
+        axes.plot(
+            xs,
+            ys,
+            color=style.colour,
+            linestyle=style.dash if panel.lengths else "none",
+            linewidth=1.2,
+            marker=style.marker,
+            markersize=marker_size(style),
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            zorder=3,
+        )
+        if note:
+            axes.annotate(note, (xs[-1], ys[-1]), xytext=(4, -2), textcoords="offset points", fontsize=SMALL)
+
+
+def _scales(axes: Axes, panel: _Panel) -> None:
+    """Logarithmic axes with round numbers."""
+    points = [point for *_, each in (*panel.measured, *panel.predicted) for point in each]
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    xs = sorted({x for x, _ in points}) or [1.0]
+    low, high = min(y for _, y in points) / 1.3, max(y for _, y in points) * 1.3
+    y_ticks = log_ticks(low, high, base=10, most=7)
+    x_ticks = (
+        log_ticks(xs[0], xs[-1], base=2, most=8)
+        if panel.lengths
+        else [1.0, *PREDICTED_RANKS, 2.0, 4.0, 16.0, 256.0]
+    )
+    axes.set_xlim(
+        xs[0] / 1.2 if panel.lengths else 0.85, xs[-1] * 1.35 if panel.lengths else _RANKS[-1] * 1.2
+    )
+    axes.set_ylim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(x_ticks))
+    axes.xaxis.set_major_formatter(
+        FixedFormatter([length_label(int(t)) if panel.lengths else f"{t:,.0f}" for t in x_ticks])
+    )
+    axes.yaxis.set_major_locator(FixedLocator(y_ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([_amount(tick) for tick in y_ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=SMALL, width=0.7, colors=INK)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _amount(value: float) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g} {name}"
+    return f"{value:g}" if value >= 0.01 else three(value)

@@ -1,0 +1,201 @@
+"""Lightning Attention over a sequence that is cut over ranks: `lightning2-lasp` and `lightning2-lasp2`.
+
+Rank r holds the r-th piece of the sequence. Forward it needs the state P before its piece, backward the gradient U of
+the state behind it; both are [B, H, D, E], whatever the length. What travels is that and nothing else:
+
+    forward   L = sum_s lambda^(n-1-s) k_s^T v_s, exchanged to P        o_t = local o_t + scale lambda^(t+1) q_t P
+    backward  D = scale sum_t lambda^(t+1) q_t^T do_t, exchanged to U   dq = F(do, v, k) from P^T; dk, dv from U
+
+LASP (arXiv 2404.02882) hands P from rank to rank; LASP-2 (arXiv 2502.07563) gathers all L, once forward and once
+backward, and every rank adds up what concerns it. While states travel the head of the piece is computed (backward: dq).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attnbench.parallel import local
+from attnbench.parallel.sharding import Sharding, contiguous
+from attnbench.parallel.states import (
+    Decay,
+    add_decayed,
+    border_distances,
+    combine,
+    state_dtype,
+    summed_products,
+)
+from attnbench.parallel.wire import Arrival, Wire
+
+# Without decay the state before a piece concerns all of it. Its first eighth is computed while states travel and is
+# corrected then; the rest starts from the right state, as a correction costs three quarters of what it corrects.
+HEAD_SHARE = 8
+
+
+class Exchange(Protocol):
+    """From the state of each segment to the state before (reverse: behind) this one; None where nothing is."""
+
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None: ...
+
+
+class LightningParallel:
+    """Lightning Attention-2 on one rank of many; made once for a length, called with the rank's own tokens."""
+
+    def __init__(
+        self,
+        seq_len: int,
+        *,
+        wire: Wire,
+        slopes: Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        gathers: bool,
+        by_kernel: bool | None = None,
+    ) -> None:
+        """seq_len: of the whole sequence, N; slopes: fp32 [H] or None. gathers: LASP-2's exchange, else LASP's ring.
+
+        by_kernel: our Triton kernels or PyTorch; None: the kernels on CUDA.
+
+        Raises ValueError for fewer tokens than ranks.
+        """
+        self.sharding: Sharding = contiguous(seq_len, wire.ranks)
+        self.wire = wire
+        self.slopes = None if slopes is None else slopes.to(device)
+        self.by_kernel = device.type == "cuda" if by_kernel is None else by_kernel
+        self._decay = Decay.of(slopes, dtype=dtype)
+        lengths, rank = self.sharding.lengths, wire.rank
+        self.length = lengths[rank]
+        self.border = self._decay.within(self.length)  # tokens that matter across a border of the piece
+        whole = self.border < self.length or wire.ranks == 1
+        self.head = self.length if whole else -(-self.length // HEAD_SHARE)
+        kind = state_dtype(dtype)
+        steps = torch.arange(self.border, device=device)
+        self.from_start = self._decay.token_weights(steps + 1, dtype=kind)  # lambda^1 .. lambda^border
+        self.to_end = self._decay.token_weights(steps.flip(0), dtype=kind)  # lambda^(border-1) .. 1
+        self._exchange: Exchange
+        if gathers:
+            self._exchange = _Gather(self, lengths=lengths, device=device, dtype=kind)
+        else:
+            factor = self._decay.powers(torch.tensor(float(self.length), device=device), dtype=kind)
+            self._exchange = _Chain(self, factor=factor[:, None, None])
+
+    def weights(
+        self, lengths: Sequence[int], *, reverse: bool, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """The decay from each segment before (reverse: behind) this one to its border: [H or 1, segments]."""
+        distances = border_distances(lengths, self.wire.rank, reverse=reverse)
+        return self._decay.powers(torch.tensor(distances, dtype=torch.float64, device=device), dtype=dtype)
+
+    def exchange(self, own: Callable[[], Tensor], *, reverse: bool) -> Arrival | None:
+        """Begin to exchange the states that `own` computes; alone there is nothing to exchange."""
+        return None if self.wire.ranks == 1 else self._exchange(own(), reverse=reverse)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+        """o of this rank's tokens. q, k: [B, H, n, D]; v: [B, H, n, E]; differentiable in all three.
+
+        All ranks call together, and their backwards too, in the same order.
+
+        Raises ValueError for another number of tokens than this rank's.
+        """
+        if q.shape[2] != self.length:
+            raise ValueError(
+                f"q must hold the {self.length} tokens of rank {self.wire.rank}, got the shape {list(q.shape)}"
+            )
+        run: Any = _Lightning.apply
+        out: Tensor = run(q.contiguous(), k.contiguous(), v.contiguous(), self, scale)
+        return out
+
+
+class _Gather:
+    """LASP-2: everybody learns every state, and adds up what lies on its side."""
+
+    def __init__(
+        self, owner: LightningParallel, *, lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._owner = owner
+        self._weights = [owner.weights(lengths, reverse=r, device=device, dtype=dtype) for r in (False, True)]
+
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None:
+        wire, weights = self._owner.wire, self._weights[reverse]
+        coming = wire.gather(own)
+        others = slice(wire.rank + 1, None) if reverse else slice(0, wire.rank)
+
+        def arrive() -> Tensor:
+            return combine(coming()[others], weights)
+
+        if weights.shape[1]:
+            return arrive
+        self._unclaimed = coming  # nobody here needs it, but what travels must stay alive
+        return None
+
+
+class _Chain:
+    """LASP: each state is passed on to the next rank, with what this one adds."""
+
+    def __init__(self, owner: LightningParallel, *, factor: Tensor) -> None:
+        self._owner, self._factor = owner, factor
+
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None:
+        return self._owner.wire.chain(own, factor=self._factor, reverse=reverse)
+
+
+class _Lightning(torch.autograd.Function):
+    """Keeps q, k, v and the state before the piece."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: LightningParallel, scale: float) -> Tensor:
+        border, head = plan.border, plan.head
+        coming = plan.exchange(
+            lambda: summed_products(
+                k[:, :, plan.length - border :], v[:, :, plan.length - border :], weights=plan.to_end
+            ),
+            reverse=False,
+        )
+        o = torch.empty_like(v)
+        attend = _attend(plan, scale)
+        state = attend(o[:, :, :head], *(x[:, :, :head] for x in (q, k, v)))
+        before = None if coming is None else coming()
+        if before is not None:
+            reached = min(border, head)
+            weights = None if plan.from_start is None else plan.from_start[:, :reached]
+            add_decayed(o[:, :, :reached], q[:, :, :reached], before, weights=weights, scale=scale)
+        if head < plan.length:
+            if before is not None:  # all of the piece is within reach of the border, the head too
+                factor = 1.0 if plan.from_start is None else plan.from_start[:, head - 1, :, None]
+                state = state + before * factor
+            attend(o[:, :, head:], *(x[:, :, head:] for x in (q, k, v)), before=state)
+        ctx.save_for_backward(q, k, v, before)
+        ctx.plan, ctx.scale = plan, scale
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, before = ctx.saved_tensors
+        plan, scale = ctx.plan, ctx.scale
+        do = do.contiguous()
+        border = plan.border
+        coming = plan.exchange(
+            lambda: summed_products(q[:, :, :border], do[:, :, :border], weights=plan.from_start) * scale,
+            reverse=True,
+        )
+        dq = torch.empty_like(q)
+        _attend(plan, scale)(dq, do, v, k, before=None if before is None else before.mT)
+        after = None if coming is None else coming()
+        dk, dv = local.key_value_gradients(
+            do, q, k, v, slopes=plan.slopes, scale=scale, after=after, by_kernel=plan.by_kernel
+        )
+        return dq, dk, dv, None, None
+
+
+def _attend(plan: LightningParallel, scale: float) -> Callable[..., Tensor]:
+    def attend(out: Tensor, q: Tensor, k: Tensor, v: Tensor, *, before: Tensor | None = None) -> Tensor:
+        return local.attend_into(
+            out, q, k, v, slopes=plan.slopes, scale=scale, before=before, by_kernel=plan.by_kernel
+        )
+
+    return attend

@@ -1,0 +1,51 @@
+"""Lightning Attention over one segment, with the states at its borders: our kernels on a GPU, PyTorch elsewhere."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from attnbench.baselines import lightning_torch
+from attnbench.kernels import lightning2
+
+
+def attend_into(
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    before: Tensor | None = None,
+    by_kernel: bool,
+) -> Tensor:
+    """o of a segment into `out`, and the state behind it. before: the state in front of it, [B, H, D, E], or None.
+
+    q, k: [B, H, n, D]; v, out: [B, H, n, E].
+    """
+    if by_kernel:
+        state = lightning2.forward_into(
+            out, q, k, v, slopes, scale=scale, initial_state=before, return_state=True
+        )
+        assert state is not None
+        return state
+    o, state = lightning_torch.forward_with_state(q, k, v, slopes=slopes, scale=scale, initial_state=before)
+    out.copy_(o)
+    return state
+
+
+def key_value_gradients(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    after: Tensor | None,
+    by_kernel: bool,
+) -> tuple[Tensor, Tensor]:
+    """dk and dv of a segment. after: the gradient of the state behind it, [B, H, D, E], or None for zero."""
+    if by_kernel:
+        return lightning2.key_value_gradients(do, after, q, k, v, slopes, scale=scale)
+    return lightning_torch.key_value_gradients(q, k, v, do, slopes=slopes, scale=scale, dstate=after)

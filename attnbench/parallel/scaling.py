@@ -1,0 +1,286 @@
+"""A model of how sequence parallelism scales: fitted to parts that were measured, checked against the whole.
+
+The time of a call on W ranks is what one rank computes, plus of the transfers what computing does not hide:
+
+    T = compute(n, N) + sum over forward and backward of max(0, transfers - hidden share * compute)
+
+compute is a line in the tokens n of a rank (ring attention: also in n times N and in W), fitted to compute_ms; a step
+of a transfer takes latency + bytes / bandwidth, fitted to communication_ms. The whole, median_ms, takes no part in
+the fit, so that comparing with it is a check.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.optimize import nnls
+
+from attnbench.case import Status, Workload
+from attnbench.errors import UserError
+from attnbench.parallel.findings import Key, same_line
+from attnbench.parallel.lightning import HEAD_SHARE
+from attnbench.parallel.mechanisms import MECHANISMS, Problem, Traffic
+from attnbench.parallel.records import ParallelCase
+from attnbench.parallel.requests import ELEMENT_BYTES
+from attnbench.parallel.states import Decay
+from attnbench.semantics import TORCH_DTYPES, geometric_slopes
+from attnbench.words import time_text
+
+PREDICTED_RANKS: Final = (8, 64, 1024)
+
+# Useful FLOPs of a forward among those of forward and backward: 4 of 14, of Lightning as of flash attention.
+_FORWARD_SHARE: Final = 2 / 7
+_BACKWARD_HIDDEN: Final = (
+    1 / 3
+)  # dq is one of the three scans of a backward, and computed while states travel
+_FABRIC_S: Final = 2e-6  # what a step over InfiniBand takes longer than one within a host
+_LATENCY_S: Final = 10e-6  # of a step, where none was measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What a step of a transfer costs: latency in seconds, and bytes per second out of one GPU in one direction."""
+
+    name: str
+    latency_s: float
+    bytes_per_s: float
+    source: str
+
+    def seconds(self, transfers: Iterable[Traffic]) -> float:
+        """Of transfers one after the other."""
+        return sum(each.steps * (self.latency_s + each.bytes / self.bytes_per_s) for each in transfers)
+
+
+# Rates of data sheets, per GPU and direction: NVLink 4 of H100 and H200 (900 GB/s both ways), and one NDR port.
+_NVLINK_BYTES_PER_S: Final = 450e9
+_INFINIBAND_BYTES_PER_S: Final = 50e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Milliseconds on one rank: fixed + per_step W + per_token n + per_token_parallel n [W > 1] + per_pair n N."""
+
+    fixed: float
+    per_step: float
+    per_token: float
+    per_token_parallel: float
+    per_pair: float
+
+    def ms(self, *, ranks: int, seq_len: int) -> float:
+        """On the rank that holds most."""
+        tokens = -(-seq_len // ranks)
+        slope = self.per_token + (self.per_token_parallel if ranks > 1 else 0.0) + self.per_pair * seq_len
+        return self.fixed + self.per_step * ranks + slope * tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The model of one mechanism at one shape, and how well it says what was measured."""
+
+    key: Key
+    compute: Compute
+    errors: tuple[float, ...]  # predicted over measured, less 1, of each case on several ranks
+
+    @property
+    def mechanism(self) -> str:
+        return self.key[0]
+
+    def exposed_ms(self, *, ranks: int, seq_len: int, link: Link) -> float:
+        """Communication that computing does not hide."""
+        mechanism, workload, batch, heads, head_dim, dtype, _ = self.key
+        problem = Problem(
+            ranks=ranks,
+            seq_len=seq_len,
+            batch=batch,
+            heads=heads,
+            head_dim=head_dim,
+            element_bytes=ELEMENT_BYTES[dtype],
+        )
+        row, compute = MECHANISMS[mechanism], self.compute.ms(ranks=ranks, seq_len=seq_len)
+        forward = {Workload.FWD: 1.0, Workload.BWD: 0.0, Workload.FWD_BWD: _FORWARD_SHARE}[Workload(workload)]
+        parts = ((row.forward, forward, True), (row.backward, 1 - forward, False))
+        return sum(
+            max(
+                0.0,
+                link.seconds(transfers(problem)) * 1e3
+                - self._hidden(problem, forward=first) * share * compute,
+            )
+            for transfers, share, first in parts
+            if share
+        )
+
+    def total_ms(self, *, ranks: int, seq_len: int, link: Link) -> float:
+        """The whole call."""
+        compute = self.compute.ms(ranks=ranks, seq_len=seq_len)
+        return compute + self.exposed_ms(ranks=ranks, seq_len=seq_len, link=link)
+
+    def tokens_per_s(self, *, ranks: int, seq_len: int, link: Link) -> float:
+        """Of all ranks together."""
+        return self.key[2] * seq_len / (self.total_ms(ranks=ranks, seq_len=seq_len, link=link) * 1e-3)
+
+    def _hidden(self, problem: Problem, *, forward: bool) -> float:
+        """The share of computing during which states or keys may travel."""
+        decay, dtype = self.key[6], self.key[5]
+        if decay is None:
+            return 1 - 1 / problem.ranks  # the last block has nothing to wait for
+        if not forward:
+            return _BACKWARD_HIDDEN
+        slopes = geometric_slopes(problem.heads) if decay else None
+        reach = Decay.of(slopes, dtype=TORCH_DTYPES[dtype]).reach
+        return 1.0 if reach < problem.seq_len // problem.ranks else 1 / HEAD_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Models of all lines of a run, over the link that was measured and over those that are assumed."""
+
+    lines: Mapping[Key, Line]
+    measured: Link | None
+    links: tuple[Link, ...]  # those to predict for
+
+    @property
+    def assumptions(self) -> list[str]:
+        """Sentences for the figure."""
+        return [
+            "Assumptions: computing is linear in the tokens of a rank, of ring attention in tokens times sequence "
+            "and in steps too, also where ranks hold fewer tokens than was measured.",
+            *(
+                f"{link.name}: a step takes {time_text(link.latency_s * 1e3)} and its bytes at "
+                f"{link.bytes_per_s / 1e9:.3g} GB/s ({link.source})."
+                for link in self.links
+            ),
+            "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and "
+            "all ranks are equally fast.",
+            "Hidden are transfers behind all of a forward whose heads forget within a piece, else behind "
+            f"1/{HEAD_SHARE} of it; behind 1/3 of a backward; behind all blocks of ring attention but one.",
+            f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
+            "down.",
+            *self._check(),
+        ]
+
+    def _check(self) -> list[str]:
+        """How the model does over the link that was measured."""
+        errors = [abs(error) for line in self.lines.values() for error in line.errors]
+        if not errors or self.measured is None:
+            return ["Not checked: no case on several ranks has its parts measured."]
+        return [
+            f"Check: over {len(errors)} measured cases the predicted time is off by {statistics.median(errors):.0%} in "
+            f"the median and by {max(errors):.0%} at most ({self.measured.name}: "
+            f"{time_text(self.measured.latency_s * 1e3)} a step and {self.measured.bytes_per_s / 1e9:.3g} GB/s)."
+        ]
+
+
+def fit(rows: Sequence[ParallelCase]) -> Scaling:
+    """Models from records.
+
+    Raises UserError when no mechanism was measured at two lengths or more.
+    """
+    known = [row for row in rows if row.status == Status.OK and row.compute_ms and row.median_ms]
+    groups: dict[Key, list[ParallelCase]] = {}
+    for row in known:
+        groups.setdefault(same_line(row), []).append(row)
+    groups = {key: group for key, group in groups.items() if len({_tokens(row) for row in group}) > 1}
+    if not groups:
+        raise UserError(
+            "expected records of a mechanism at two lengths or more, so that its time can be told from its tokens; got "
+            f"{len(known)} that were measured: attnbench parallel run --seq-len 64k,256k"
+        )
+    measured = _fit_link(known)
+    lines = {}
+    for key, group in groups.items():
+        line = Line(key=key, compute=_fit_compute(group), errors=())
+        errors = () if measured is None else tuple(_errors(line, group, measured))
+        lines[key] = Line(key=key, compute=line.compute, errors=errors)
+    return Scaling(lines=lines, measured=measured, links=_links(known, measured))
+
+
+def _errors(line: Line, group: Sequence[ParallelCase], link: Link) -> Iterable[float]:
+    for row in group:
+        if row.ranks > 1 and row.median_ms:
+            yield line.total_ms(ranks=row.ranks, seq_len=row.seq_len, link=link) / row.median_ms - 1
+
+
+def _tokens(row: ParallelCase) -> int:
+    return -(-row.seq_len // row.ranks)
+
+
+def _fit_compute(group: Sequence[ParallelCase]) -> Compute:
+    softmax = group[0].decay is None
+    columns = []
+    for row in group:
+        tokens = float(_tokens(row))
+        first = float(row.ranks) if softmax else 1.0  # each block of ring attention is launched by itself
+        parallel = 0.0 if softmax or row.ranks == 1 else tokens
+        columns.append([first, tokens, parallel, tokens * row.seq_len if softmax else 0.0])
+    fixed, per_token, parallel, pair = _relative_fit(columns, [row.compute_ms or 0.0 for row in group])
+    return Compute(
+        fixed=0.0 if softmax else fixed,
+        per_step=fixed if softmax else 0.0,
+        per_token=per_token,
+        per_token_parallel=parallel,
+        per_pair=pair,
+    )
+
+
+def _fit_link(rows: Sequence[ParallelCase]) -> Link | None:
+    """The link between the ranks that were measured; None when nothing travelled."""
+    columns, times = [], []
+    for row in rows:
+        if row.ranks > 1 and row.communication_ms:
+            problem = Problem(
+                ranks=row.ranks,
+                seq_len=row.seq_len,
+                batch=row.batch,
+                heads=row.heads,
+                head_dim=row.head_dim,
+                element_bytes=ELEMENT_BYTES[row.dtype],
+            )
+            traffic = MECHANISMS[row.mechanism].traffic(problem, Workload(row.workload))
+            columns.append([float(sum(t.steps for t in traffic)), sum(t.steps * t.bytes for t in traffic)])
+            times.append(row.communication_ms / 1e3)
+    if not columns:
+        return None
+    latency, per_byte = _relative_fit(columns, times)
+    backend = next(row.backend for row in rows if row.ranks > 1)
+    rate, source = (1 / per_byte, "measured") if per_byte > 0 else (_NVLINK_BYTES_PER_S, "latency measured")
+    return Link(name=f"{backend} as measured", latency_s=latency, bytes_per_s=rate, source=source)
+
+
+def _links(rows: Sequence[ParallelCase], measured: Link | None) -> tuple[Link, ...]:
+    """What is predicted: the link as measured, which on GPUs is NVLink's, and links by their data sheets."""
+    on_gpus = any(row.backend == "nccl" for row in rows)
+    latency = measured.latency_s if measured is not None and on_gpus else _LATENCY_S
+    origin = "measured" if measured is not None and on_gpus else "assumed"
+    nvlink = Link(
+        name="NVLink 4",
+        latency_s=latency,
+        bytes_per_s=_NVLINK_BYTES_PER_S,
+        source=f"data sheet, latency {origin}",
+    )
+    if measured is not None and on_gpus:
+        nvlink = Link(
+            name="NVLink",
+            latency_s=measured.latency_s,
+            bytes_per_s=measured.bytes_per_s,
+            source=measured.source,
+        )
+    infiniband = Link(
+        name="InfiniBand NDR",
+        latency_s=latency + _FABRIC_S,
+        bytes_per_s=_INFINIBAND_BYTES_PER_S,
+        source=f"one 400 Gb/s port a GPU by its data sheet, latency {origin} and 2 µs for the fabric",
+    )
+    return (nvlink, infiniband)
+
+
+def _relative_fit(columns: Sequence[Sequence[float]], values: Sequence[float]) -> tuple[float, ...]:
+    """Coefficients >= 0 by which sum c_i x_i / y is closest to 1; columns are scaled: units do not matter."""
+    x, y = np.asarray(columns, dtype=float), np.asarray(values, dtype=float)
+    weighted = x / y[:, None]
+    scale = np.where(weighted.any(axis=0), np.abs(weighted).max(axis=0), 1.0)
+    found, _ = nnls(weighted / scale, np.ones(len(y)))
+    return tuple(float(value) for value in found / scale)

@@ -1,0 +1,109 @@
+"""The algebra of segment states under decay: how states of pieces of a sequence become the state before each piece.
+
+With lambda = exp(-slope), a segment of n tokens turns the state before it, P, into lambda^n P + L, L being its own
+state from an empty one (LASP, arXiv 2404.02882, Eq. 8 to 10, for ragged lengths). Backwards in time the gradients of
+states obey the same law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A token whose weight fell below 2^-bits is less than the rounding of the state that it would be part of.
+_BITS_FP32, _BITS_FP64 = 25, 60
+_BLOCK = 8192  # tokens whose products a GPU sums in one matrix product
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states of inputs of a dtype: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay:
+    """Slopes [H] with what a rank derives from them once; None: no decay."""
+
+    slopes: Tensor | None
+    reach: float  # tokens after which every head has forgotten a token; infinite without decay
+
+    @classmethod
+    def of(cls, slopes: Tensor | None, *, dtype: torch.dtype) -> Decay:
+        """slopes: fp32 [H] on any device; dtype: of the inputs. Reads the values, which waits for the device."""
+        if slopes is None:
+            return cls(slopes=None, reach=math.inf)
+        bits = _BITS_FP64 if dtype == torch.float64 else _BITS_FP32
+        least = float(slopes.min())
+        return cls(slopes=slopes, reach=math.ceil(bits * math.log(2) / least) if least > 0 else math.inf)
+
+    def within(self, length: int) -> int:
+        """How many of `length` tokens beside a border matter across it."""
+        return int(min(self.reach, length))
+
+    def powers(self, exponents: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """lambda^e for each head: [H, *exponents.shape]; ones without decay are [1, ...]. Exponents must be >= 0."""
+        if self.slopes is None:
+            return torch.ones((1, *exponents.shape), dtype=dtype, device=exponents.device)
+        slopes = self.slopes.to(exponents.device, torch.float64)
+        rate = slopes.reshape(-1, *(1 for _ in exponents.shape))
+        return torch.exp(-rate * exponents.double()).to(dtype)
+
+    def token_weights(self, exponents: Tensor, *, dtype: torch.dtype) -> Tensor | None:
+        """lambda^e for tokens: [H, n, 1], or None where nothing decays."""
+        return None if self.slopes is None else self.powers(exponents, dtype=dtype)[..., None]
+
+
+def border_distances(lengths: Sequence[int], rank: int, *, reverse: bool) -> list[int]:
+    """Tokens between the segment of `rank` and each segment before it, in order; reverse: after it."""
+    if reverse:
+        return [sum(lengths[rank + 1 : j]) for j in range(rank + 1, len(lengths))]
+    return [sum(lengths[j + 1 : rank]) for j in range(rank)]
+
+
+def combine(states: Tensor, weights: Tensor) -> Tensor:
+    """sum_j weights_j states_j: states [J, B, H, D, E] and weights [H, J] (or [1, J]) to [B, H, D, E]."""
+    scaled = states * weights.mT[:, None, :, None, None]
+    return scaled.sum(dim=0)
+
+
+def advanced(before: Tensor | None, own: Tensor, factor: Tensor) -> Tensor:
+    """lambda^n P + L. before, own: [B, H, D, E], or None for an empty state; factor: [H, 1, 1] or [1, 1, 1]."""
+    return own if before is None else torch.addcmul(own, before, factor)
+
+
+def summed_products(a: Tensor, b: Tensor, *, weights: Tensor | None) -> Tensor:
+    """sum_t w_t a_t^T b_t: a [B, H, n, D], b [B, H, n, E], weights [H, n, 1] or None for ones; [B, H, D, E].
+
+    Summed in fp32, in fp64 for fp64; 16-bit products run on a GPU's matrix units, many blocks side by side.
+    """
+    dtype = state_dtype(a.dtype)
+    if weights is not None:
+        a = (a.to(dtype) * weights.to(dtype)).to(a.dtype)
+    if a.device.type != "cuda" or a.dtype == dtype:
+        return a.to(dtype).mT @ b.to(dtype)
+    whole = a.shape[2] // _BLOCK * _BLOCK
+    pieces = [(a[:, :, whole:], b[:, :, whole:])] if whole < a.shape[2] else []
+    if whole:
+        split = (-1, _BLOCK)
+        pieces.append((a[:, :, :whole].unflatten(2, split), b[:, :, :whole].unflatten(2, split)))
+    total = a.new_zeros(*a.shape[:2], a.shape[-1], b.shape[-1], dtype=dtype)
+    for x, y in pieces:
+        product = torch.bmm(
+            x.reshape(-1, *x.shape[-2:]).mT, y.reshape(-1, *y.shape[-2:]), out_dtype=torch.float32
+        )
+        total += product.reshape(*total.shape[:2], -1, *total.shape[2:]).sum(dim=2)
+    return total
+
+
+def add_decayed(o: Tensor, q: Tensor, state: Tensor, *, weights: Tensor | None, scale: float) -> None:
+    """o_t += scale w_t q_t S, in place. o [B, H, m, E], q [B, H, m, D], S [B, H, D, E], weights [H, m, 1] or None."""
+    dtype = state_dtype(q.dtype)
+    if weights is not None:
+        q = (q.to(dtype) * weights.to(dtype)).to(q.dtype)
+    flat = o.flatten(0, 1)  # a view, as o is contiguous but for a cut along its tokens
+    products = q.flatten(0, 1), state.flatten(0, 1).to(q.dtype)
+    o.copy_(torch.baddbmm(flat, *products, alpha=scale).view_as(o))

@@ -1,0 +1,203 @@
+"""The processes of ranks, the plan of a run, its records, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from attnbench.case import Status
+from attnbench.cli import app
+from attnbench.errors import UserError
+from attnbench.executors.lock import device_lock
+from attnbench.executors.worker_process import WorkerDiedError
+from attnbench.measure.environment import collect
+from attnbench.models.distributed import Ranks
+from attnbench.models.folder import Folder
+from attnbench.parallel import findings
+from attnbench.parallel.group import NO_MULTICAST, RankGroup, variables
+from attnbench.parallel.measuring import measure_parallel
+from attnbench.parallel.planning import ParallelPlan
+from attnbench.parallel.records import ParallelCase
+from attnbench.parallel.requests import ParallelRequest
+
+SMALL = ParallelRequest(
+    mechanism="lightning2-lasp2", ranks=2, seq_len=201, batch=1, heads=2, head_dim=16, dtype="fp32", workload="fwd-bwd",
+    samples=2,
+)  # fmt: skip
+PLAN = ParallelPlan(
+    ranks=["2"], mechanisms=None, seq_lens=["1k"], seq_lens_per_rank=None, workloads=None, batch="1", heads=None,
+    head_dim=None, dtype=None, decay=True, samples=1, limit_s=60, seed=0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[RankGroup]:
+    with device_lock("cpu") as lock:
+        ranks = RankGroup(
+            device="cpu", log=tmp_path / "log", inherit=lock, environment=collect(torch.device("cpu"))
+        )
+        yield ranks
+        ranks.kill()
+
+
+def _ask(group: RankGroup, request: ParallelRequest) -> ParallelCase:
+    reply = group.ask({"request": dataclasses.asdict(request)}, limit_s=60)
+    (row,) = reply["rows"]
+    return ParallelCase(**row)
+
+
+def test_ranks_measure_together_and_end_when_one_of_them_dies(group: RankGroup) -> None:
+    row = _ask(group, SMALL)
+    assert (row.status, row.reason) == (Status.OK, None)
+    assert row.sent_bytes == row.sent_bytes_formula == 2 * 2 * (2 * 16 * 16 * 4)
+    assert len(row.samples_ms or ()) == 2
+    assert row.backend == "gloo"
+    assert min(row.compute_ms or 0, row.communication_ms or 0, row.peak_bytes or 0, row.tokens_per_s or 0) > 0
+    long = dataclasses.replace(SMALL, mechanism="ring-attention", seq_len=2**15, samples=1000)
+    threading.Timer(1.0, group._processes[1].strike).start()
+    begun = time.monotonic()
+    with pytest.raises(WorkerDiedError, match=r"rank 1 of 2: .*signal SIGKILL"):
+        _ask(group, long)
+    assert time.monotonic() - begun < 30
+    assert group._processes == []
+
+
+def test_one_process_measures_one_rank_with_nothing_to_send() -> None:
+    alone = Ranks.alone(torch.device("cpu"))
+    for mechanism in ("lightning2-lasp", "ring-attention"):
+        row = measure_parallel(dataclasses.replace(SMALL, mechanism=mechanism, ranks=1), ranks=alone)
+        assert (row.status, row.reason) == (Status.OK, None)
+        assert (row.sent_bytes, row.communication_ms, row.exposed_ms, row.backend) == (0, 0.0, 0.0, None)
+
+
+def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnbench.parallel import local
+
+    right = local.attend_into
+
+    def wrong(out: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        state = right(out, *tensors, **options)
+        out[:, :, -1] *= 1.1
+        return state
+
+    monkeypatch.setattr(local, "attend_into", wrong)
+    row = measure_parallel(dataclasses.replace(SMALL, ranks=1), ranks=Ranks.alone(torch.device("cpu")))
+    assert row.status == Status.INCORRECT
+    assert row.samples_ms is None
+    assert "of 201 tokens: o by " in (row.reason or "")
+
+
+def test_a_length_that_cannot_be_timed_within_the_limit_says_so() -> None:
+    request = dataclasses.replace(SMALL, ranks=1, limit_s=1e-6)
+    row = measure_parallel(request, ranks=Ranks.alone(torch.device("cpu")))
+    assert row.status == Status.TIMEOUT
+    assert "none fits the limit" in (row.reason or "")
+
+
+def test_multicast_is_off_for_every_rank() -> None:
+    own = variables(rank=1, ranks=2, device="cuda")
+    assert own["NCCL_NVLS_ENABLE"] == "0"
+    assert own["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
+    assert NO_MULTICAST.items() <= own.items()
+    assert (own["RANK"], own["LOCAL_RANK"], own["WORLD_SIZE"]) == ("1", "1", "2")
+
+
+def test_a_plan_has_strong_and_weak_lengths_from_short_to_long() -> None:
+    plan = dataclasses.replace(
+        PLAN, ranks=["1,3"], seq_lens=["1000"], seq_lens_per_rank=["400"], mechanisms=["lightning2-lasp"]
+    )
+    found = [(r.ranks, r.seq_len) for r in plan.requests(kind="cpu", gpus=0)]
+    assert found == [(1, 400), (1, 1000), (3, 1000), (3, 1200)]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"ranks": ["4"]}, "--ranks: 4 ranks need 4 GPUs, and torch sees 2 here"),
+        ({"ranks": ["2"], "seq_lens": ["3"]}, "expected at least 2 tokens for each of 2 ranks, 4, got 3"),
+        ({"mechanisms": ["ring-atention"]}, "did you mean 'ring-attention'"),
+        ({"workloads": ["decode"]}, "unknown workload 'decode'"),
+        ({"head_dim": "100"}, "--head-dim: expected a multiple of 16 up to 256, got 100"),
+        ({"dtype": "fp64"}, "--dtype: unknown dtype 'fp64'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(PLAN, **change).requests(kind="cuda", gpus=2)
+
+
+def test_under_torchrun_its_ranks_are_the_only_choice() -> None:
+    plan = dataclasses.replace(PLAN, ranks=None)
+    assert {r.ranks for r in plan.requests(kind="cuda", gpus=2, launched=8)} == {8}
+    with pytest.raises(UserError, match="torchrun started 8 ranks"):
+        PLAN.requests(kind="cuda", gpus=2, launched=8)
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    folder = Folder(path=tmp_path, kind=ParallelCase)
+    row = dataclasses.replace(SMALL.blank(), samples_ms=(1.0, 2.0), exposed_ms=0.5)
+    folder.open(device="a card")
+    folder.keep(row.case_id, [row], environment={"device": "a card"})
+    assert folder.merge().name == "parallel.parquet"
+    assert folder.rows() == [row]
+
+
+def test_efficiency_is_to_one_rank_at_the_same_length() -> None:
+    rows = [
+        dataclasses.replace(
+            dataclasses.replace(SMALL, ranks=ranks).blank(), tokens_per_s=speed, median_ms=1.0
+        )
+        for ranks, speed in ((1, 100.0), (2, 190.0))
+    ]
+    assert findings.efficiencies(rows) == {rows[1].case_id: pytest.approx(0.95)}
+    assert "on 2 ranks reaches 95.0% of 2 times one rank's speed at 201 tokens" in findings.sentences(rows)[0]
+    heads, table = findings.table(rows)
+    assert {len(line) for line in table} == {len(heads)}
+
+
+def test_the_command_measures_and_then_draws(tmp_path: Path) -> None:
+    """One rank needs one process; several are what `test_ranks_measure_together...` is about."""
+    options = ["--ranks", "1", "--seq-len", "64,128", "--heads", "1", "--head-dim", "16", "--samples", "1"]
+    folder = ["-o", str(tmp_path), "--device", "cpu", "-m", "lightning2-lasp"]
+    done = CliRunner().invoke(app, ["parallel", "run", *options, *folder])
+    assert done.exit_code == 0, done.output
+    assert "lightning2-lasp" in done.output
+    drawn = CliRunner().invoke(app, ["parallel", "scaling", str(tmp_path)])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "figures" / "scaling.fwd-bwd.B1-H1-D16.fp32.png").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decay", [True, False], ids=["decay", "plain"])
+@pytest.mark.parametrize("mechanism", ["lightning2-lasp", "lightning2-lasp2", "ring-attention"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_on_gpus(mechanism: str, ranks: int, decay: bool, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
+    request = dataclasses.replace(
+        SMALL,
+        mechanism=mechanism,
+        ranks=ranks,
+        seq_len=20_001,
+        heads=4,
+        head_dim=64,
+        dtype="bf16",
+        decay=decay,
+    )
+    with device_lock("cuda") as lock:
+        group = RankGroup(device="cuda", log=tmp_path / "log", inherit=lock, environment={})
+        try:
+            row = _ask(group, request)
+        finally:
+            group.kill()
+    assert (row.status, row.reason) == (Status.OK, None)
+    assert row.sent_bytes == row.sent_bytes_formula

@@ -1,0 +1,129 @@
+"""The model of scaling, on data whose truth is known, and the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from attnbench.case import Workload
+from attnbench.errors import UserError
+from attnbench.parallel import predictions
+from attnbench.parallel.figures import plot_scaling
+from attnbench.parallel.mechanisms import MECHANISMS
+from attnbench.parallel.records import ParallelCase
+from attnbench.parallel.requests import ParallelRequest
+from attnbench.parallel.scaling import Link, fit
+
+LATENCY_S, BYTES_PER_S = 20e-6, 200e9
+LENGTHS = [2**16, 2**18, 2**20]
+
+
+def _row(
+    mechanism: str, ranks: int, seq_len: int, *, decay: bool = True, workload: str = "fwd"
+) -> ParallelCase:
+    """A case that obeys a law: times in milliseconds, transfers that nothing hides but what is said here."""
+    request = ParallelRequest(
+        mechanism=mechanism,
+        ranks=ranks,
+        seq_len=seq_len,
+        batch=1,
+        heads=16,
+        head_dim=128,
+        dtype="bf16",
+        workload=workload,
+        decay=decay,
+    )
+    tokens = seq_len / ranks
+    softmax = mechanism == "ring-attention"
+    compute = 0.05 * ranks + 1e-9 * tokens * seq_len if softmax else 0.05 + 5e-6 * tokens
+    traffic = MECHANISMS[mechanism].traffic(request.problem, Workload(workload))
+    moved = sum(t.steps * (LATENCY_S + t.bytes / BYTES_PER_S) for t in traffic) * 1e3
+    hidden = 1 - 1 / ranks if softmax else (1.0 if decay else 1 / 8)
+    total = compute + max(0.0, moved - hidden * compute)
+    return dataclasses.replace(
+        request.blank(),
+        backend=None if ranks == 1 else "nccl",
+        device="a card",
+        median_ms=total,
+        tokens_per_s=seq_len / total * 1e3,
+        compute_ms=compute,
+        communication_ms=moved,
+        exposed_ms=total - compute,
+        peak_bytes=int(2**12 * tokens),
+        sent_bytes=0,
+    )
+
+
+ROWS = [
+    *(_row(name, ranks, n) for name in MECHANISMS for ranks in (1, 2, 4) for n in LENGTHS),
+    *(_row("lightning2-lasp2", ranks, n, decay=False) for ranks in (1, 2, 4) for n in LENGTHS),
+]
+
+
+def test_the_model_finds_the_law_and_the_link() -> None:
+    model = fit(ROWS)
+    assert model.measured is not None
+    assert model.measured.latency_s == pytest.approx(LATENCY_S, rel=1e-6)
+    assert model.measured.bytes_per_s == pytest.approx(BYTES_PER_S, rel=1e-6)
+    assert len(model.lines) == 4
+    for line in model.lines.values():
+        assert line.errors == pytest.approx([0.0] * 6, abs=1e-6)
+        for ranks in (8, 64, 1024):
+            truth = _row(line.mechanism, ranks, 2**23, decay=line.key[6] is not False)
+            found = line.total_ms(ranks=ranks, seq_len=2**23, link=model.measured)
+            assert found == pytest.approx(truth.median_ms, rel=1e-6)
+
+
+def test_an_error_of_the_model_is_told() -> None:
+    slower = [dataclasses.replace(r, median_ms=(r.median_ms or 0) * (2 if r.ranks == 4 else 1)) for r in ROWS]
+    (check,) = (s for s in fit(slower).assumptions if s.startswith("Check"))
+    assert "24 measured cases" in check
+    assert "25% in the median and by 50% at most" in check
+
+
+def test_the_links_are_the_measured_one_and_infiniband() -> None:
+    nvlink, infiniband = fit(ROWS).links
+    assert nvlink.bytes_per_s == pytest.approx(BYTES_PER_S)
+    assert infiniband.bytes_per_s == 50e9
+    assert infiniband.latency_s > nvlink.latency_s
+    on_cpu = fit([dataclasses.replace(r, backend=r.backend and "gloo") for r in ROWS])
+    assert [link.bytes_per_s for link in on_cpu.links] == [450e9, 50e9]
+    assert "assumed" in on_cpu.links[0].source
+
+
+def test_without_decay_a_slow_link_is_hidden_behind_an_eighth_alone() -> None:
+    slow = Link(name="slow", latency_s=1.0, bytes_per_s=1e9, source="")
+    lines = {(line.mechanism, line.key[6]): line for line in fit(ROWS).lines.values()}
+    at = {"ranks": 2, "seq_len": 2**20}
+    compute = 0.05 + 5e-6 * 2**19
+    moved = 1e3 * (1.0 + 16 * 128 * 128 * 4 / 1e9)
+    decays = lines["lightning2-lasp2", True].exposed_ms(**at, link=slow)
+    plain = lines["lightning2-lasp2", False].exposed_ms(**at, link=slow)
+    assert decays == pytest.approx(moved - compute)
+    assert plain == pytest.approx(moved - compute / 8)
+
+
+def test_one_length_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="two lengths or more"):
+        fit([row for row in ROWS if row.seq_len == LENGTHS[0] and row.ranks == 1])
+
+
+def test_predictions_are_of_lengths_that_so_many_ranks_can_share() -> None:
+    short = [_row("lightning2-lasp", ranks, n) for ranks in (1, 2) for n in (256, 512)]
+    found = predictions.predict(short, fit(short))
+    assert {each["ranks"] for each in found if each["scaling"] == "strong"} == {8, 64}
+    assert {each["ranks"] for each in found if each["scaling"] == "weak"} == {8, 64, 1024}
+    heads, rows = predictions.table(found)
+    assert {len(row) for row in rows} == {len(heads)}
+
+
+def test_figures_carry_their_assumptions(tmp_path: Path) -> None:
+    files = plot_scaling(ROWS, fit(ROWS), tmp_path)
+    assert [file.name for file in files] == [
+        f"scaling.fwd.B1-H16-D128.bf16.{kind}" for kind in ("png", "svg")
+    ]
+    assert all(file.stat().st_size > 10_000 for file in files)
+    sentences = fit(ROWS).assumptions
+    assert any("InfiniBand NDR" in s and "50 GB/s" in s for s in sentences)
