@@ -75,6 +75,8 @@ class RayExecutor:
             started=started,
             finished=finished,
         )
+        if not batches.left:
+            return
         crew = _Crew(self, batches)
         try:
             while crew.submit():
