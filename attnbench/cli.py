@@ -740,6 +740,44 @@ def import_(
         print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
 
 
+@app.command(
+    epilog=_example("attnbench merge node-1/run node-2/run results/h200/grid.parquet -o grid-all.parquet")
+)
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not, or Parquet files.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The Parquet file, or a folder for its results.parquet.")
+    ],
+    every_process: Annotated[
+        bool,
+        typer.Option(
+            "--every-process",
+            help="Keep a case once for each run that measured it, for compare; default: once for each environment.",
+        ),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Join runs and shards of many machines into one Parquet file, each case once for each environment.
+
+    Of what was measured twice on one GPU model, driver, libraries, commit and protocol, the first that is ok stays.
+    """
+    import dataclasses
+
+    from attnbench.merging import merge_runs
+    from attnbench.words import count_text
+
+    done = merge_runs(runs, out=out, every_process=every_process)
+    if json_:
+        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=1))
+        return
+    devices = ", ".join(f"{count:,} on {device}" for device, count in done.devices.items())
+    print(
+        f"{done.path}: {count_text(done.rows, 'case')} of {count_text(done.runs, 'run')} ({devices or 'none'})"
+    )
+    if done.duplicates:
+        print(f"{count_text(done.duplicates, 'row')} left out, measured before in the same environment.")
+
+
 @app.command(epilog=_example("attnbench env --json"))
 def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     """What a run on this machine would record: device, driver, versions."""

@@ -39,6 +39,7 @@ LAYERS = (
         "importing",
         "report",
         "watching",
+        "merging",
         "models",
         "paper",
     },

@@ -88,7 +88,6 @@ class CaseQueue:
                 bound = self.bound.get(name)
                 full = name not in wanted and len(wanted) >= at_most
                 if full or (wanted and bound not in wanted.values()):
-                    self.held.append(case)
                     break
                 wanted[name] = bound
                 taken.append(case)
@@ -139,6 +138,8 @@ class CaseQueue:
             return next((model for model in models if model is not None), None)
 
     def _fly(self, case: Case, slot: Slot) -> None:
+        if case in self.held:
+            self.held.remove(case)
         self._flying[case.case_id] = slot
         if slot.device is not None:
             self.bound.setdefault(comparison_of(case), slot.device)
@@ -149,16 +150,14 @@ class CaseQueue:
         self._changed.notify_all()
 
     def _eligible(self, slot: Slot) -> Iterator[Case]:
-        """Cases that a slot may have, each taken out of the queue as it is asked for."""
+        """Cases that a slot may have, which are held until they are taken."""
         for case in tuple(self.held):
             if self._may(case, slot):
-                self.held.remove(case)
                 yield case
         for case in self._source:
+            self.held.append(case)
             if self._may(case, slot):
                 yield case
-            else:
-                self.held.append(case)
 
     def _may(self, case: Case, slot: Slot) -> bool:
         if slot.device is not None and self.bound.get(comparison_of(case), slot.device) != slot.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +19,13 @@ from attnbench.executors.engines import Engine
 from attnbench.measure.pretending import VARIABLE
 from tests.executors.sweeps import identities, record, run, tiny
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'attnbench[ray]'")
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'attnbench[ray]'")
+cluster_utils: Any = importlib.import_module("ray.cluster_utils")
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of one pretended GPU each, and a driver that is connected to them."""
-    import ray
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning of a change to come
     monkeypatch.setenv(VARIABLE, "node-a:H200")
     monkeypatch.setenv("PYTHONPATH", str(Path(attnbench.__file__).parents[1]), prepend=os.pathsep)
@@ -36,8 +35,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "object_store_memory": 80 * 2**20,
         "resources": {"accelerator_type:H200": 1},
     }
-    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    made = Cluster(
+    quick = {
+        "health_check_initial_delay_ms": 500,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
+    made = cluster_utils.Cluster(
         initialize_head=True, head_node_args={**node, "include_dashboard": False, "_system_config": quick}
     )
     second = made.add_node(**node, env_vars={VARIABLE: "node-b:H200"})
@@ -79,7 +82,9 @@ def test_a_killed_node_costs_the_case_in_flight_which_is_measured_elsewhere(
     assert set(record(tmp_path / "ray")["places"]) == {"node-a/0", "node-b/0"}
     assert frame["gpu_index"].tolist() == [0] * len(frame)
 
+    monkeypatch.setenv(VARIABLE, "node-a:H200,H200")  # two workers of this machine, at one queue
     run(sweep, tmp_path / "local")
+    assert set(record(tmp_path / "local")["places"]) == {"node-a/0", "node-a/1"}
     pd.testing.assert_frame_equal(identities(tmp_path / "ray"), identities(tmp_path / "local"))
 
     told.clear()
