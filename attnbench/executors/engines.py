@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ def engine(
     return Engine(
         name=name,
         gpus=gpus,
-        ray_address=ray_address,
+        ray_address=ray_address or (os.environ.get("RAY_ADDRESS") or None if name == "ray" else None),
         slurm_partition=slurm_partition,
         slurm_options=pairs,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ INSTALL = "pip install 'attnbench[ray]'"
 _MODEL = "accelerator_type:"  # how Ray names the resource that tells a node's GPU model
 _STORE_BYTES = 100 * 2**20  # of a cluster of our own: rows are all that travels
 _POLL_S = 1.0
-_CONNECT_S = "10"  # to find a cluster before it counts as unreachable
+_CONNECT_S = 10.0  # to answer a knock
 
 
 @contextlib.contextmanager
@@ -42,7 +43,10 @@ def cluster(*, address: str | None, kind: str, gpus: int | None) -> Iterator[Any
         _connect(ray, address=address)
     try:
         _check(ray, address=address, kind=kind, gpus=gpus)
-        yield ray
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # where Ray tells of nodes that died; stdout is for results
+            yield ray
     finally:
         if own:
             ray.shutdown()
@@ -181,19 +185,32 @@ def _perform(batch: Batch) -> Iterator[Event]:
 
 def _connect(ray: Any, *, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None and not os.environ.get("RAY_ADDRESS"):
+    if address is None:
         node = pretended()
         fake = {} if node is None else {"num_gpus": len(node.models)}
         ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **fake, **quiet)
         return
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _CONNECT_S)
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        where = address or os.environ["RAY_ADDRESS"]
         raise UserError(
-            f"no Ray cluster answers at {where} ({_short(error)}); start one with: ray start --head"
+            f"no Ray cluster answers at {address} ({_short(error)}); start one with: ray start --head"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for many minutes before it gives an address up.
+
+    Raises OSError where nothing listens, ValueError for what is no HOST:PORT.
+    """
+    if address == "auto":  # Ray looks for a cluster on this machine, and soon says so when there is none
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("expected HOST:PORT")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+        pass
 
 
 def _check(ray: Any, *, address: str | None, kind: str, gpus: int | None) -> None:
