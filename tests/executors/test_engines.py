@@ -12,6 +12,7 @@ import pytest
 from attnbench import cli, store
 from attnbench.case import Accuracy, Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
+from attnbench.executors import lock
 from attnbench.executors.book import rows_of
 from attnbench.executors.engines import _interpreters
 from attnbench.executors.local import LocalExecutor
@@ -109,6 +110,7 @@ def test_each_gpu_gets_a_worker_that_sees_it_alone(monkeypatch: pytest.MonkeyPat
 
 def test_gpus_of_a_machine_are_locked_one_by_one_and_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "a:H200,H200")
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.05)
     with gpu_lock("cpu"):
         with pytest.raises(UserError, match="is timing on cpu"), gpu_lock("cpu"):
             pytest.fail("two tasks on one GPU")
