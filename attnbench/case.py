@@ -191,6 +191,8 @@ class Measurement:
     semantics: str | None = None
     provider: str | None = None
     device: str | None = None
+    node: str | None = None  # the machine's name
+    gpu_index: int | None = None  # of the GPU in its machine
     started_at: str | None = None
     first_call_ms: float | None = None
     timing: Timing | None = None

@@ -58,6 +58,7 @@ from attnbench.version import __version__
 
 if TYPE_CHECKING:
     from attnbench.case import Case
+    from attnbench.executors.engines import Engine
     from attnbench.sweeps.loader import Device, Sweep
 
 
@@ -151,8 +152,31 @@ def sweep(
     seed: Seed = None,
     json_: Json = False,
     device: DeviceOption = "auto",
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            help="local (every visible GPU of this machine), ray (a cluster) or slurm (an array of jobs).",
+        ),
+    ] = "local",
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, help="GPUs to use at a time; default: all, with slurm one."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="An existing Ray cluster, HOST:PORT; default: one of our own."),
+    ] = None,
+    slurm_partition: Annotated[
+        str | None, typer.Option("--slurm-partition", help="Where the jobs go.")
+    ] = None,
+    slurm_option: Annotated[
+        list[str] | None,
+        typer.Option("--slurm-option", help="Any of sbatch's: constraint=h200, time=60; repeat."),
+    ] = None,
 ) -> None:
     """Measure a grid of cases: check each output, then time it, and store every sample."""
+    from attnbench.executors import engines
     from attnbench.measure.environment import pick_device
     from attnbench.sweeps.loader import Overrides, load
 
@@ -172,12 +196,22 @@ def sweep(
         dtype=dtype or None,
         protocol={name: value for name, value in protocol.items() if value is not None},
     )
-    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    engine = engines.engine(
+        name=executor,
+        gpus=gpus,
+        ray_address=ray_address,
+        slurm_partition=slurm_partition,
+        slurm_options=slurm_option or (),
+    )
+    # Where others measure, the machine that the command is given on need not have a GPU.
+    picked = "cuda" if engine.elsewhere and device == "auto" else device
+    has_cuda = picked == "cuda" if engine.elsewhere else pick_device(picked).type == "cuda"
+    kind: Device = "cuda" if has_cuda else "cpu"
     grid = load(preset, device=kind, overrides=overrides)
     if dry_run:
         _print_cases(grid, json_=json_)
         return
-    _measure(grid, out=out, resume=resume, plot=plot, json_=json_)
+    _measure(grid, engine=engine, out=out, resume=resume, plot=plot, json_=json_)
 
 
 def _print_cases(grid: Sweep, *, json_: bool) -> None:
@@ -194,7 +228,7 @@ def _case_json(case: Case) -> dict[str, Any]:
     return {"case_id": case.case_id, **case.as_dict()}
 
 
-def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: bool) -> None:
+def _measure(grid: Sweep, *, engine: Engine, out: Path | None, resume: bool, plot: bool, json_: bool) -> None:
     from attnbench import summary
     from attnbench.store import load_results
     from attnbench.sweeping import InterruptedSweepError, folder_of, run_sweep
@@ -203,11 +237,27 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
     console = _console(stderr=True)
     try:
         outcome = run_sweep(
-            grid, grid.cases(), path=path, resume=resume, command=sys.argv[1:], console=console
+            grid,
+            grid.cases(),
+            path=path,
+            resume=resume,
+            command=sys.argv[1:],
+            console=console,
+            engine=engine,
         )
     except InterruptedSweepError as stop:
         print(stop.how_to_go_on(sys.argv[1:], named=out is not None), file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
+    for note in outcome.notes:
+        print(note, file=sys.stderr)
+    if outcome.left:
+        print(
+            f"{outcome.left} of {len(grid.cases())} cases are not measured, as no GPU of the model that they are bound "
+            "to was there any more; the same command with --resume goes on with them.",
+            file=sys.stderr,
+        )
+    if not outcome.results.exists():
+        raise typer.Exit(Exit.INCONCLUSIVE)
     frame = load_results(outcome.results)
     found = summary.summarize_run(frame)
     figures = _draw(frame, path / "figures") if plot and (frame["status"] == "ok").any() else []
@@ -217,14 +267,17 @@ def _measure(grid: Sweep, *, out: Path | None, resume: bool, plot: bool, json_: 
             "results": str(outcome.results),
             "figures": [str(f) for f in figures],
             "measuring_share": outcome.measuring_share,
+            "left": outcome.left,
             **summary.as_json(found),
         }
         print(json.dumps(report, indent=1))
-        return
-    summary.render(found, _console())
-    where, *took = outcome.sentences()
-    drawn = [f"Figures: {figures[0].parent} ({len(figures)} files)"] if figures else []
-    print("\n".join(["", where, *drawn, *took]))
+    else:
+        summary.render(found, _console())
+        where, *took = outcome.sentences()
+        drawn = [f"Figures: {figures[0].parent} ({len(figures)} files)"] if figures else []
+        print("\n".join(["", where, *drawn, *took]))
+    if outcome.left:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def _draw(frame: Any, folder: Path) -> list[Path]:
@@ -675,6 +728,44 @@ def import_(
         ended = ", ".join(f"{count:,} {status}" for status, count in each.statuses.items())
         cases = count_text(sum(each.statuses.values()), "case")
         print(f"{each.source} -> {each.results}: {cases} on {each.device} ({ended})")
+
+
+@app.command(
+    epilog=_example("attnbench merge node-1/run node-2/run results/h200/grid.parquet -o grid-all.parquet")
+)
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not, or Parquet files.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The Parquet file, or a folder for its results.parquet.")
+    ],
+    every_process: Annotated[
+        bool,
+        typer.Option(
+            "--every-process",
+            help="Keep a case once for each run that measured it, for compare; default: once for each environment.",
+        ),
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Join runs and shards of many machines into one Parquet file, each case once for each environment.
+
+    Of what was measured twice on one GPU model, driver, libraries, commit and protocol, the first that is ok stays.
+    """
+    import dataclasses
+
+    from attnbench.merging import merge_runs
+    from attnbench.words import count_text
+
+    done = merge_runs(runs, out=out, every_process=every_process)
+    if json_:
+        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=1))
+        return
+    devices = ", ".join(f"{count:,} on {device}" for device, count in done.devices.items())
+    print(
+        f"{done.path}: {count_text(done.rows, 'case')} of {count_text(done.runs, 'run')} ({devices or 'none'})"
+    )
+    if done.duplicates:
+        print(f"{count_text(done.duplicates, 'row')} left out, measured before in the same environment.")
 
 
 @app.command(epilog=_example("attnbench env --json"))

@@ -45,6 +45,7 @@ from attnbench.pages import (
     text_width,
     wrap,
 )
+from attnbench.places import ceilings_by_device
 from attnbench.words import joined, three, workload_order, workload_title
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def plot_roofline(
 ) -> list[Path]:
     """Draw the roofline of each workload, a point for each mechanism and shape; several runs of a case are a median.
 
-    Files are named `roofline.fwd.png`. Returns the paths written, in order; equal results give equal bytes.
+    Files are named `roofline.fwd.png`; of results of several devices each has figures of its own.
+    Returns the paths written, in order; equal results give equal bytes.
 
     Raises UserError when no case has rates, no run has ceilings, a format is unknown, or the folder cannot be written.
     """
@@ -86,40 +88,60 @@ def plot_roofline(
         raise UserError(
             "there is no roofline to draw: no case came out ok with rates (columns tflops and gbps)"
         )
-    roofs = _roofs(frame, dtypes=sorted(set(points["dtype"])))
-    if not roofs:
+    devices = sorted(set(points["device"]))
+    roofs = {
+        device: _roofs(frame, dtypes=sorted(set(points["dtype"])), device=device, alone=len(devices) == 1)
+        for device in devices
+    }
+    if not any(roofs.values()):
         raise UserError(
             "there is no roofline to draw: no run recorded the ceilings of its device for these dtypes"
         )
     written = []
     with drawing(formats):
         for workload in sorted(set(points["workload"]), key=workload_order):
-            figure = _draw(points[points["workload"] == workload], roofs=roofs, workload=workload)
-            stem = f"roofline.{re.sub(r'[^A-Za-z0-9_-]', '_', workload)}"
-            written += [save(figure, Path(out_dir) / f"{stem}.{name}") for name in formats]
+            for device in (device for device in devices if roofs[device]):
+                here = points[(points["workload"] == workload) & (points["device"] == device)]
+                if here.empty:
+                    continue
+                title = f"{workload_title(workload)}{f', {device}' if len(devices) > 1 else ''}"
+                figure = _draw(here, roofs=roofs[device], title=title)
+                stem = ".".join(["roofline", workload, *([device] if len(devices) > 1 else [])])
+                stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)
+                written += [save(figure, Path(out_dir) / f"{stem}.{name}") for name in formats]
     return written
 
 
 # ------------------------------------------------------------------------------------------------------------
 
-_CASE = ["case_id", "mechanism", "workload", "dtype", "seq_len"]
+_CASE = ["case_id", "mechanism", "workload", "dtype", "seq_len", "device"]
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a case: mechanism, workload, dtype, seq_len, intensity (FLOP/byte) and rate (TFLOP/s)."""
+    """One row a case and device: mechanism, workload, dtype, seq_len, intensity (FLOP/byte) and rate (TFLOP/s)."""
     timed = frame[(frame["status"] == Status.OK) & (frame["gbps"] > 0) & (frame["tflops"] > 0)]
     rates = timed[_CASE].assign(
         mechanism=line_names(timed),
+        device=timed["device"].fillna("").astype(str),
         rate=timed["tflops"].astype(float),
         intensity=timed["tflops"].astype(float) * 1e3 / timed["gbps"].astype(float),
     )
     return rates.groupby(_CASE, sort=True, as_index=False).median()
 
 
-def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str]) -> list[Roof]:
-    """The highest ceilings that the runs recorded, by dtype: one that was measured can be reached."""
+def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str], device: str, alone: bool) -> list[Roof]:
+    """The highest ceilings that the runs recorded of a device, by dtype: one that was measured can be reached.
+
+    alone: the only device that there are points of; what the records call it is then not asked.
+    """
     records: Mapping[str, Mapping[str, Any]] = frame.attrs.get("runs", {})
-    known = [r["ceilings"] for run, r in records.items() if run in set(frame["run_id"]) and r.get("ceilings")]
+    known = [
+        ceilings
+        for run, record in records.items()
+        if run in set(frame["run_id"])
+        for name, ceilings in ceilings_by_device(record)
+        if alone or name in (None, device)
+    ]
     found = []
     for dtype in dtypes:
         rates = [each["matmul_tflops"][dtype] for each in known if dtype in each["matmul_tflops"]]
@@ -129,9 +151,9 @@ def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str]) -> list[Roof]:
     return found
 
 
-def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], workload: str) -> Figure:
+def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], title: str) -> Figure:
     names = in_order(points["mechanism"])
-    head = wrap(f"{workload_title(workload)}: rate against intensity", width=_WIDTH - 2 * EDGE, size=TITLE)
+    head = wrap(f"{title}: rate against intensity", width=_WIDTH - 2 * EDGE, size=TITLE)
     sub = wrap(_what(points, roofs), width=_WIDTH - 2 * EDGE, size=SMALL)
     entries = [(name, short(name, 40)) for name in names]
     columns = legend_columns(entries, width=_WIDTH - 2 * EDGE)

@@ -23,7 +23,7 @@ from attnbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"attnbench.schema_version"
 RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
 
@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {
         "batch": _I, "heads": _I, "kv_heads": _I, "seq_len": _I, "head_dim": _I, "value_dim": _I,
         "dtype": _S, "causal": pa.bool_(), "window": _I, "device": _S,
     },
+    "place": {"node": _S, "gpu_index": _I},
     "outcome": {"status": _S, "reason": _S, "started_at": _S},
     "time": {
         "samples_ms": pa.list_(pa.float32()), "median_ms": _F, "p10_ms": _F, "p90_ms": _F,
@@ -64,8 +65,19 @@ def _without_windows(table: pa.Table) -> pa.Table:
     return table.append_column("window", pa.nulls(table.num_rows, _I))
 
 
+def _without_places(table: pa.Table) -> pa.Table:
+    """Version 3 has `node` and `gpu_index`; before it a run was measured on one device, which its record tells."""
+    for name, kind in GROUPS["place"].items():
+        table = table.append_column(name, pa.nulls(table.num_rows, kind))
+    return table
+
+
 # version n -> the function that turns a table of version n into one of version n + 1
-MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {1: _without_windows}
+MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {1: _without_windows, 2: _without_places}
+
+# Rows by the schema of these versions are rows of the present one in which some columns are unknown: what a worker
+# of an older revision answers can be kept as it is.
+KEEPABLE_VERSIONS = (2, 3)
 
 
 def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
@@ -81,6 +93,8 @@ def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
         "semantics": m.semantics,
         "provider": m.provider,
         "device": m.device,
+        "node": m.node,
+        "gpu_index": m.gpu_index,
         "status": str(m.status),
         "reason": m.reason,
         "started_at": m.started_at,

@@ -18,6 +18,7 @@ from rich.text import Text
 from attnbench.case import Status
 from attnbench.crossings import Crossover, crossovers
 from attnbench.curves import Curve, Group, curves, flatness, groups, line_names, slope
+from attnbench.places import by_place
 from attnbench.shapes import Standings, lists_shapes, standings
 from attnbench.words import (
     bytes_text,
@@ -156,7 +157,7 @@ def summarize_run(frame: pd.DataFrame) -> Summary:
         standings=standings(frame) if lists_shapes(frame) else (),
         missing=tuple(each for each in missing if each.status != Status.INCORRECT),
         incorrect=tuple(each for each in missing if each.status == Status.INCORRECT),
-        warnings=(*_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found)),
+        warnings=(*_mixed(frame), *_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found)),
     )
 
 
@@ -346,10 +347,22 @@ def _joined(a: Missing, b: Missing) -> Missing:
 # --- what to doubt ------------------------------------------------------------------------------------------
 
 
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Several devices: values of one are set against nothing of another."""
+    counts = frame["device"].dropna().value_counts()
+    if len(counts) < 2:
+        return []
+    parts = [f"{count_text(int(counts[name]), 'case')} on {name}" for name in sorted(counts.index)]
+    return [
+        f"these results are of {len(counts)} devices ({', '.join(parts)}): nothing of one is compared with another"
+    ]
+
+
 def _unlocked(frame: pd.DataFrame) -> list[str]:
     """Devices that say of themselves that their clocks are free to move."""
-    records = (run.get("environment") or {} for run in frame.attrs.get("runs", {}).values())
-    gpus = [gpu for record in records if (gpu := record.get("gpu"))]
+    runs = frame.attrs.get("runs", {}).values()
+    places = [place["environment"] for run in runs for place in by_place(run).values()]
+    gpus = [gpu for environment in places if (gpu := environment.get("gpu"))]
     names = sorted({str(gpu["name"]) for gpu in gpus if gpu.get("clocks_locked") is False})
     return [f"the clocks of {name} are not locked: times follow its power and temperature" for name in names]
 

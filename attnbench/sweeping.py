@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import secrets
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ from rich.console import Console
 
 from attnbench.case import Case, Launch
 from attnbench.errors import UserError
-from attnbench.executors.local import LocalExecutor
-from attnbench.executors.lock import device_lock
+from attnbench.executors.engines import LOCAL, Engine, coordinating, ready
 from attnbench.executors.run_folder import RunFolder, open_run
-from attnbench.executors.supervised import SupervisedWorker
 from attnbench.progress import Ticker, ticking
 from attnbench.store import SCHEMA_VERSION, load_results
 from attnbench.sweeps.loader import Sweep
@@ -57,16 +56,20 @@ class Outcome:
     folder: RunFolder
     results: Path
     effort: dict[str, Any] | None
-    left: int = 0  # cases that were not begun, because it was enough
+    left: int = (
+        0  # cases without a row: it was enough before them, or no GPU of their model was there any more
+    )
+    notes: tuple[str, ...] = ()  # what happened on the way, in sentences
 
     @property
     def measuring_share(self) -> float | None:
-        """Share of the wall time that went to warm-up and samples; None when nothing was measured."""
-        if self.effort is None or not self.effort["wall_s"]:
+        """Share of the workers' wall time that went to warm-up and samples; None when nothing was measured."""
+        if self.effort is None:
             return None
+        wall_s = self.effort.get("worker_s", self.effort["wall_s"])  # of all workers together
         phases = self.effort["phases_s"]
         measuring = phases.get("warm-up", 0.0) + phases.get("sample", 0.0)
-        return float(measuring / self.effort["wall_s"])
+        return float(measuring / wall_s) if wall_s else None
 
     def sentences(self) -> list[str]:
         """Where the results are, and what they took."""
@@ -87,30 +90,34 @@ def run_sweep(
     console: Console,
     enough: Callable[[], bool] = lambda: False,
     refine: Refine | None = None,
+    engine: Engine = LOCAL,
 ) -> Outcome:
-    """Measure a sweep's cases into the run folder `path`. enough: asked before each case whether to stop there.
+    """Measure a sweep's cases into the run folder `path`.
 
-    refine: asked for further cases with the results so far, until it has none; the worker stays the same.
+    enough: asked before each case whether to stop there; of an engine other than the local one, once at the beginning.
+    refine: asked for further cases with the results so far, until it has none; the worker stays the same. On one
+    device, whose results decide what is measured next.
 
-    Raises UserError for a folder that holds something else, a busy device, or a machine where no worker starts;
-    InterruptedSweepError on Ctrl-C.
+    Raises UserError for a folder that holds something else, a busy device, a machine where no worker starts, or an
+    engine that is not there; InterruptedSweepError on Ctrl-C.
     """
     if not cases:
         raise UserError(f"the sweep {sweep.name} has no cases")
     if sweep.device == "cpu" and sweep.protocol.launch is Launch.GRAPH:
         raise UserError("launch 'graph' needs a CUDA device; on the CPU use --launch eager")
-    with device_lock(sweep.device) as lock:  # before the folder: a command that is refused leaves none behind
-        record = {**new_record(sweep, command=command), **({"refining": True} if refine else {})}
+    with contextlib.ExitStack() as stack:
+        # Before the folder: a command that is refused leaves none behind.
+        used = replace(engine, gpus=1) if refine else engine
+        make = stack.enter_context(ready(used, kind=sweep.device, protocol=sweep.protocol))
+        record = {
+            **new_record(sweep, command=command),
+            **({} if engine == LOCAL else {"executor": engine.as_dict()}),
+            **({"refining": True} if refine else {}),
+        }
         folder = open_run(path, record=record, resume=resume)
+        stack.enter_context(coordinating(engine, folder))
         missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
-        worker = SupervisedWorker(
-            device=sweep.device,
-            protocol=sweep.protocol,
-            log=path / "worker.log",
-            run_id=folder.run_id,
-            lock=lock,
-        )
-        executor = LocalExecutor(folder=folder, worker=worker)
+        executor = make(folder)
         try:
             with ticking(console, total=missing) as ticker:
                 asked = _until(enough, _asked(cases, refine=refine, folder=folder, ticker=ticker))
@@ -121,7 +128,13 @@ def run_sweep(
     folder = executor.folder.with_record(refining=False) if refine else executor.folder
     left = len({c.case_id for c in cases} - folder.done())
     results = folder.merge() if folder.done() else folder.merged  # it may have been enough before the first
-    return Outcome(folder=folder, results=results, effort=folder.record.get("effort"), left=left)
+    return Outcome(
+        folder=folder,
+        results=results,
+        effort=folder.record.get("effort"),
+        left=left,
+        notes=tuple(executor.notes),
+    )
 
 
 def _until(enough: Callable[[], bool], cases: Iterable[Case]) -> Iterator[Case]:

@@ -175,7 +175,7 @@ def verify(
         except BaseException:  # Ctrl-C too: threads cannot be ended, but what they wait for can
             stopped.set()
             for worker in workers:
-                worker.abandon()
+                worker.stop()
             raise
     return findings(rows[place] for place in range(len(wanted)))
 

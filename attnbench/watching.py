@@ -86,7 +86,7 @@ class Watcher:
             done=len(self._rows),
             statuses=Counter(str(row["status"]) for row in self._rows.values()),
             left_s=_left_s(list(self._rows.values()), left=left),
-            measuring=is_held(str(folder.record["device"])),
+            measuring=is_held(str(folder.record["device"])) or is_held(folder.lock_name),
             refining=bool(folder.record.get("refining")),
         )
         return state, sorted(fresh, key=_started)

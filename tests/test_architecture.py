@@ -21,7 +21,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 # cli -> the commands' work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
-    {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options"},
+    {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options", "places"},
     {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats", "pages"},
     {
         "executors",
@@ -40,6 +40,7 @@ LAYERS = (
         "importing",
         "report",
         "watching",
+        "merging",
         "models",
         "paper",
         "crossover",

@@ -21,7 +21,7 @@ from attnbench.errors import UserError
 # Scripts depend on these names and on this order.
 CONTRACT = [
     "case_id", "run_id", "mechanism", "semantics", "provider", "workload", "batch", "heads", "kv_heads", "seq_len",
-    "head_dim", "value_dim", "dtype", "causal", "window", "device",
+    "head_dim", "value_dim", "dtype", "causal", "window", "device", "node", "gpu_index",
     "status", "reason", "started_at",
     "samples_ms", "median_ms", "p10_ms", "p90_ms", "ci_low_ms", "ci_high_ms", "first_call_ms",
     "tokens_per_s", "tflops", "gbps", "roofline",
@@ -58,6 +58,8 @@ def _full(**changes: Any) -> Measurement:
         semantics="softmax",
         provider="torch 2 sdpa",
         device="a device",
+        node="a node",
+        gpu_index=3,
         started_at="2030-01-01T00:00:00.000+00:00",
         first_call_ms=50.0,
         timing=Timing(
@@ -125,7 +127,7 @@ def test_version_and_records_are_in_the_file_metadata(tmp_path: Path) -> None:
     file = tmp_path / "results.parquet"
     store.write(_table(_full(), record={"environment": {"torch": "2"}}), file)
     metadata = pq.read_schema(file).metadata
-    assert metadata[b"attnbench.schema_version"] == b"2"
+    assert metadata[b"attnbench.schema_version"] == b"3"
     assert store.records(store.read(file)) == {"run-1": {"environment": {"torch": "2"}}}
 
 
@@ -157,6 +159,8 @@ def test_every_value_survives_the_round_trip(tmp_path: Path) -> None:
         "causal": True,
         "window": 64,
         "device": "a device",
+        "node": "a node",
+        "gpu_index": 3,
         "status": "ok",
         "reason": None,
         "started_at": "2030-01-01T00:00:00.000+00:00",
@@ -198,7 +202,9 @@ def test_unknown_stays_null_beside_known_values(tmp_path: Path) -> None:
     store.write(_table(_full(), _bare()), file)
     frame = store.load_results(file)
     known, unknown = frame.iloc[0], frame.iloc[1]
-    identity_and_outcome = set(CONTRACT[:18]) - {"semantics", "provider", "device", "started_at"}
+    identity_and_outcome = set(CONTRACT[:20]) - {
+        *("semantics", "provider", "device", "node", "gpu_index", "started_at")
+    }
     for name in set(CONTRACT) - identity_and_outcome:
         value = unknown[name]
         assert value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)), name
@@ -332,8 +338,8 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     file = tmp_path / "newer.parquet"
-    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"3"}), file)
-    with pytest.raises(UserError, match=r"schema version 3.*reads up to 2: update attnbench"):
+    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"4"}), file)
+    with pytest.raises(UserError, match=r"schema version 4.*reads up to 3: update attnbench"):
         store.load_results(file)
 
 
@@ -359,23 +365,23 @@ def test_an_older_file_goes_through_its_migration(tmp_path: Path, monkeypatch: p
         at = table.column_names.index("provider")
         return table.set_column(at, "provider", pa.array(["new name"] * table.num_rows))
 
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(store, "MIGRATIONS", {2: rename_provider})
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(store, "MIGRATIONS", {3: rename_provider})
     frame = store.load_results(file)
     assert frame["provider"].tolist() == ["new name"]
     assert set(frame.attrs["runs"]) == {"run-1"}
     rewritten = tmp_path / "newer.parquet"
     store.write(store.load_table(file), rewritten)
-    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"3"
+    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"4"
 
 
 def test_a_file_from_before_windows_has_none(tmp_path: Path) -> None:
     file = tmp_path / "version1.parquet"
-    table = _table(_full(), _bare()).drop_columns(["window"])
+    table = _table(_full(), _bare()).drop_columns(["window", "node", "gpu_index"])
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, store.VERSION_KEY: b"1"}), file)
     frame = store.load_results(file)
     assert list(frame.columns) == CONTRACT
-    assert frame["window"].isna().all()
+    assert frame[["window", "node", "gpu_index"]].isna().all(axis=None)
 
 
 # ---------------------------------------------------------------- whole or not there

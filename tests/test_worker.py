@@ -185,7 +185,7 @@ def _open(path: Path, *, resume: bool = False) -> RunFolder:
 
 
 def _executor(folder: RunFolder) -> LocalExecutor:
-    return LocalExecutor(folder=folder, worker=_worker(folder.path))
+    return LocalExecutor(folder=folder, workers=(_worker(folder.path),))
 
 
 def test_a_run_survives_its_workers_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,12 +316,11 @@ def test_only_heavier_cases_of_a_timeout_are_spared(
                 return store.row(slow, run_id="run-1")
             return self.unmeasured(case, status=Status.ERROR, reason="a test's own")
 
-    executor = LocalExecutor(
-        folder=folder, worker=Fake(device="cpu", protocol=QUICK, log=tmp_path / "log", run_id="run-1")
-    )
-    executor._row(slow.case)
+    worker = Fake(device="cpu", protocol=QUICK, log=tmp_path / "log", run_id="run-1")
+    executor = LocalExecutor(folder=folder, workers=(worker,))
+    executor.book.keep(executor.row(worker, slow.case))
     case = _case(**{"mechanism": "sleeps", "batch": batch, "seq_len": seq_len, **changes})
-    row = executor._row(case)
+    row = executor.row(worker, case)
     assert (len(measured) == 1) is spared
     assert (row["status"] == "timeout" and "not attempted" in row["reason"]) is spared
 

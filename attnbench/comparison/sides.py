@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.case import Status
 from attnbench.errors import UserError
+from attnbench.places import by_place
 from attnbench.store import load_results
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def differences(base: pd.DataFrame, new: pd.DataFrame) -> list[Difference]:
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         values = [tuple(sorted(side.get(name, ()))) for side in sides]
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
-            found.append(Difference(name=name, base=values[0], new=values[1], decisive=name in decisive))
+            decides = name in decisive and (name != "device" or _case_by_case(base, new))
+            found.append(Difference(name=name, base=values[0], new=values[1], decisive=decides))
     return sorted(found, key=lambda each: not each.decisive)
 
 
@@ -177,9 +179,25 @@ def stated(record: Mapping[str, Any]) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------
 
 
+def _case_by_case(base: pd.DataFrame, new: pd.DataFrame) -> bool:
+    """Is there a case with rows of more than one device? Runs over several GPU models need not have one."""
+    devices: dict[str, set[str]] = {}
+    shared = set(base["case_id"]) & set(new["case_id"])
+    for frame in (base, new):
+        known = frame[frame["device"].notna() & frame["case_id"].isin(shared)]
+        for case_id, device in zip(known["case_id"], known["device"], strict=True):
+            devices.setdefault(case_id, set()).add(device)
+    return not devices or any(len(found) > 1 for found in devices.values())
+
+
 def _stated_by_runs(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """What is stated of every place of every run."""
     records: Mapping[str, Mapping[str, Any]] = frame.attrs.get("runs", {})
-    return [stated(records[run]) for run in sorted(set(frame["run_id"]) & set(records))]
+    return [
+        stated({**records[run], "environment": place["environment"]} if place else records[run])
+        for run in sorted(set(frame["run_id"]) & set(records))
+        for place in by_place(records[run]).values() or (None,)
+    ]
 
 
 def _facts(frame: pd.DataFrame, stated: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:

@@ -1,102 +1,187 @@
-"""Run a sweep's cases on this machine, one worker process at a time on one device."""
+"""Run a sweep's cases on this machine, one worker process at a time on each of its GPUs."""
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 
-from attnbench import store
-from attnbench.case import Case, Status, Workload
+from attnbench.case import Case, Status
+from attnbench.errors import UserError
+from attnbench.executors.book import Book, rows_of
+from attnbench.executors.queue import CaseQueue, Slot, bound_by
 from attnbench.executors.run_folder import RunFolder
-from attnbench.executors.supervised import Row, SupervisedWorker
+from attnbench.executors.supervised import NoWorkerError, Row, SupervisedWorker
 from attnbench.measure.clock import now_s
+from attnbench.places import by_place, name_of
 
 
 @dataclass
 class LocalExecutor:
-    """Measures the cases that a run folder lacks and writes a shard for each."""
+    """Measures the cases that a run folder lacks and writes a shard for each. A worker for each GPU, one or more."""
 
     folder: RunFolder
-    worker: SupervisedWorker
-    ceilings: bool = True  # measure the device's ceilings first, for the rates of the rows
-    _overlong: list[Row] = field(default_factory=list)
+    workers: tuple[SupervisedWorker, ...]
+    ceilings: bool = True  # measure the devices' ceilings first, for the rates of the rows
+    notes: list[str] = field(default_factory=list)  # what a user should know of the run, in sentences
+    _book: Book = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._book = Book.of(self.folder)
 
     def run(
         self, cases: Iterable[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
     ) -> None:
-        """Measure every case that has no shard yet; `started` and `finished` hear of each.
+        """Measure every case that has no shard yet; `started` and `finished` hear of each, in this thread.
 
-        A case is asked for when the one before it is on disk, so that what comes may depend on what was found. The
-        environment, the ceilings, and the wall time by phase go into the run's record.
+        A case is asked for when a GPU is free for it (of a single one: when the case before it is on disk), so that
+        what comes may depend on what was found. Environment, ceilings, and the wall time by phase go into the record.
+
+        Raises UserError where no worker starts.
         """
         done = self.folder.done()
         missing = (case for case in cases if case.case_id not in done)
         first = next(missing, None)
         if first is None:
             return
-        self._overlong = self._timeouts_on_disk()
+        self._book = Book.of(self.folder)
+        try:
+            if len(self.workers) == 1:
+                self._alone(_chained(first, missing), started=started, finished=finished)
+            else:
+                _Together(self, _chained(first, missing)).run(started=started, finished=finished)
+        finally:
+            self.folder = self._book.folder
+
+    def _alone(
+        self, cases: Iterable[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
+    ) -> None:
+        (worker,) = self.workers
         begun = now_s()
-        with self.worker.running() as worker:
-            worker.ceilings = self.folder.record.get("ceilings")
-            if self.ceilings:
-                worker.measure_ceilings()
-            worker.phases_s["start"] = now_s() - begun  # the worker's start and the ceilings
-            self.folder = self.folder.with_record(environment=worker.environment, ceilings=worker.ceilings)
+        with worker.running():
+            self.prepare(worker, begun=begun)
             try:
-                for case in chain((first,), missing):
+                for case in cases:
                     started(case)
-                    row = self._row(case)
-                    self.folder.keep(row)
+                    row = self.row(worker, case)
+                    self._book.keep(row)
                     finished(row)
                     time.sleep(worker.protocol.pause_s)
             finally:  # a sitting that is interrupted took its time too
-                self._record_effort(wall_s=now_s() - begun)
+                wall_s = now_s() - begun
+                self._book.spent(wall_s=wall_s, worker_s=wall_s, phases_s=worker.phases_s)
 
-    def _row(self, case: Case) -> Row:
-        lighter = next((r for r in self._overlong if _is_no_lighter(case, than=r)), None)
-        if lighter is None:
-            row = self.worker.row(case)
-            if row["status"] == Status.TIMEOUT:
-                self._overlong.append(row)
-            return row
-        reason = (
-            f"not attempted: batch {lighter['batch']}, heads {lighter['heads']}, seq_len {lighter['seq_len']} is no "
-            f"more work and was over the limit ({lighter['reason']})"
-        )
-        return self.worker.unmeasured(case, status=Status.TIMEOUT, reason=reason)
+    def prepare(self, worker: SupervisedWorker, *, begun: float) -> None:
+        """Learn where a worker is and what its device reaches."""
+        assert worker.environment is not None
+        known = by_place(self._book.folder.record).get(name_of(worker.environment), {})
+        worker.ceilings = known.get("ceilings")
+        if self.ceilings:
+            worker.measure_ceilings()
+        worker.phases_s["start"] = now_s() - begun  # the worker's start and the ceilings
+        self._book.found(environment=worker.environment, ceilings=worker.ceilings)
 
-    def _timeouts_on_disk(self) -> list[Row]:
-        if not self.folder.done():
-            return []
-        rows = store.load_table(self.folder.path).to_pylist()
-        return [r for r in rows if r["status"] == Status.TIMEOUT and "not attempted" not in r["reason"]]
+    def row(self, worker: SupervisedWorker, case: Case) -> Row:
+        """Measure a case, unless it is no less work than one that was over the limit."""
+        reason = self._book.overlong.reason(case, device=(worker.environment or {}).get("device"))
+        if reason is None:
+            return worker.row(case)
+        return worker.unmeasured(case, status=Status.TIMEOUT, reason=reason)
 
-    def _record_effort(self, *, wall_s: float) -> None:
-        """Wall seconds in all and by phase, summed over the sittings of a resumed run."""
-        before = self.folder.record.get("effort") or {"wall_s": 0.0, "phases_s": {}}
-        phases = {
-            name: before["phases_s"].get(name, 0.0) + self.worker.phases_s.get(name, 0.0)
-            for name in {**before["phases_s"], **self.worker.phases_s}
-        }
-        self.folder = self.folder.with_record(
-            effort={"wall_s": before["wall_s"] + wall_s, "phases_s": phases}
-        )
+    @property
+    def book(self) -> Book:
+        return self._book
 
 
-def _is_no_lighter(case: Case, *, than: Row) -> bool:
-    """Does a case do at least the work of a measured one?
+def _chained(first: Case, rest: Iterable[Case]) -> Iterable[Case]:
+    yield first
+    yield from rest
 
-    No shorter, no fewer tokens over all heads, as many heads to a key-value head, all else equal. The tokens of a
-    decode are its sequences, so there it is: no shorter a context, no fewer sequences.
-    """
-    same = ("mechanism", "head_dim", "value_dim", "dtype", "causal", "window")
-    tokens = Workload(than["workload"]).tokens(batch=than["batch"], seq_len=than["seq_len"])
-    return (
-        all(getattr(case, name) == than[name] for name in same)
-        and str(case.workload) == than["workload"]
-        and case.heads * than["kv_heads"] == than["heads"] * case.kv_heads
-        and case.seq_len >= than["seq_len"]
-        and case.tokens * case.heads >= tokens * than["heads"]
-    )
+
+class _Together:
+    """Several workers at one queue, a thread for each; what is told to the user is told by the thread that waits."""
+
+    def __init__(self, executor: LocalExecutor, cases: Iterable[Case]) -> None:
+        self._executor = executor
+        self._queue = CaseQueue(cases=cases, bound=bound_by(rows_of(executor.folder)))
+        self._told: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._errors: list[Exception] = []
+        self._stopped = False
+
+    def run(self, *, started: Callable[[Case], None], finished: Callable[[Row], None]) -> None:
+        """Raises UserError where no worker starts on any of the GPUs."""
+        begun, book = now_s(), self._executor.book
+        workers = self._executor.workers
+        threads = [
+            threading.Thread(target=self._serve, args=(worker, started, finished), daemon=True)
+            for worker in workers
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            left = len(threads)
+            while left:
+                tell = self._told.get()
+                if tell is None:
+                    left -= 1
+                else:
+                    tell()
+        except BaseException:
+            self._stopped = True
+            self._queue.close()
+            for worker in workers:
+                worker.stop()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+            book.spent(wall_s=now_s() - begun, worker_s=0.0, phases_s={})
+        unexpected = [error for error in self._errors if not isinstance(error, (UserError, NoWorkerError))]
+        if unexpected:
+            raise unexpected[0]
+        if len(self._errors) == len(workers):
+            raise UserError(f"none of the {len(workers)} GPUs can be used any more: {self._errors[0]}")
+        self._executor.notes += [f"A GPU was lost, and the others went on: {each}." for each in self._errors]
+
+    def _serve(
+        self,
+        worker: SupervisedWorker,
+        started: Callable[[Case], None],
+        finished: Callable[[Row], None],
+    ) -> None:
+        """A thread's life: cases for one GPU until there are none, or until the GPU is lost."""
+        begun, executor = now_s(), self._executor
+        slot = Slot()
+        try:
+            with worker.running():
+                executor.prepare(worker, begun=begun)
+                assert worker.environment is not None
+                slot = Slot(device=worker.environment["device"], name=name_of(worker.environment))
+                self._queue.join(slot)
+                while (case := self._queue.take(slot)) is not None:
+                    self._told.put(partial(started, case))
+                    row = self._row(worker, case)
+                    if row is None or self._stopped:
+                        return
+                    executor.book.keep(row)
+                    self._queue.done(case.case_id)
+                    self._told.put(partial(finished, row))
+                    time.sleep(worker.protocol.pause_s)
+        except Exception as error:  # the thread that waits decides what it means for the run
+            self._errors.append(error)
+        finally:
+            self._queue.leave(slot)
+            executor.book.spent(wall_s=0.0, worker_s=now_s() - begun, phases_s=worker.phases_s)
+            self._told.put(None)
+
+    def _row(self, worker: SupervisedWorker, case: Case) -> Row | None:
+        """The row of a case; None where another GPU will have to measure it, as none works here any more."""
+        try:
+            return self._executor.row(worker, case)
+        except NoWorkerError as error:
+            if self._queue.lost(case):
+                raise
+            return worker.unmeasured(case, status=Status.CRASHED, reason=f"lost on two GPUs: {error}")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from attnbench.errors import UserError
 from attnbench.measure.clock import now_s
+from attnbench.measure.pretending import VISIBLE, pretended
+from attnbench.measure.telemetry import gpu_id
 
 # Where the locks lie; all users of a machine must share it for the lock to mean anything.
 LOCK_FOLDER_VARIABLE = "ATTNBENCH_LOCK_DIR"
@@ -24,10 +26,10 @@ LOCK_FOLDER_VARIABLE = "ATTNBENCH_LOCK_DIR"
 _PATIENCE_S = 1.0
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, *, shared: bool = False) -> bool:
     """Take the lock if it is free."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -54,10 +56,31 @@ def is_held(device_id: str) -> bool:
 
 
 @contextmanager
-def device_lock(device_id: str) -> Iterator[int]:
+def gpu_lock(kind: str) -> Iterator[int]:
+    """Hold one GPU of this machine, the first that this process may see, for one of an engine's tasks.
+
+    Others may hold the machine's other GPUs meanwhile, but nobody may hold `device_lock(kind)`, which is for all of
+    them. On a processor without GPUs that is the lock. Yields a descriptor for the worker, as `device_lock` does.
+
+    Raises UserError when somebody else holds the GPU, or all.
+    """
+    node = pretended() if kind == "cpu" else None
+    if kind == "cpu" and node is None:
+        with device_lock(kind) as descriptor:
+            yield descriptor
+        return
+    own = os.environ.get(VISIBLE, "0").split(",")[0] or "0"
+    name = gpu_id(own) if node is None else f"{node.node}-{own}"
+    with device_lock(kind, shared=True), device_lock(f"{kind}-{name}") as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def device_lock(device_id: str, *, shared: bool = False) -> Iterator[int]:
     """Hold the lock of a device; yields the lock's file descriptor.
 
     A worker inherits the descriptor, so that the lock outlives a killed parent for as long as its worker runs.
+    shared: with others who hold it so.
 
     Raises UserError when another sweep holds it.
     """
@@ -70,7 +93,7 @@ def device_lock(device_id: str) -> Iterator[int]:
         raise UserError(f"cannot open the device lock {path}: {error.strerror}") from error
     try:
         deadline = now_s() + _PATIENCE_S
-        while not _locked(descriptor):
+        while not _locked(descriptor, shared=shared):
             if now_s() >= deadline:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise UserError(

@@ -27,6 +27,10 @@ _CEILINGS_LIMIT_S = 120.0
 _GRACE_S = 30.0  # on top of the limits a worker keeps by itself, before it is taken to hang
 
 
+class NoWorkerError(Exception):
+    """No worker starts any more where one did before: the device is lost."""
+
+
 @dataclass
 class SupervisedWorker:
     """Measures cases one by one in a worker process. One that dies or hangs costs its case; a fresh one goes on."""
@@ -38,6 +42,7 @@ class SupervisedWorker:
     lock: int | None = None  # descriptor of the device lock, for the workers to inherit
     interpreter: Interpreter = HERE
     options: tuple[str, ...] = ()  # of the worker's messages: what of a measurement is wanted
+    replaceable: bool = False  # others can go on with its cases where it cannot
     environment: dict[str, Any] | None = None
     ceilings: dict[str, Any] | None = None
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -67,12 +72,6 @@ class SupervisedWorker:
         finally:
             self._worker, self._running = None, False
 
-    def abandon(self) -> None:
-        """End the worker at hand, from another thread than the one that waits for it: its case becomes a crash."""
-        worker = self._worker
-        if worker is not None:
-            worker.kill()
-
     def measure_ceilings(self) -> None:
         """Measure the device's ceilings, once, for the rates of all later rows.
 
@@ -85,7 +84,10 @@ class SupervisedWorker:
                 raise UserError(f"the ceilings of {self.device} could not be measured: {error}") from error
 
     def row(self, case: Case, *, verify_only: bool = False) -> Row:
-        """Measure a case (or only check its output); a dead or hanging worker becomes the row's status."""
+        """Measure a case (or only check its output); a dead or hanging worker becomes the row's status.
+
+        Raises NoWorkerError when it is `replaceable` and a fresh worker does not start.
+        """
         limit = self.protocol.first_call_limit_s + self.protocol.limit_s + _GRACE_S
         message = {
             "measure": _known(case.as_dict(), self.interpreter.case_fields),
@@ -96,7 +98,7 @@ class SupervisedWorker:
             **dict.fromkeys(self.options, True),
         }
         try:
-            worker = self._ready()
+            worker = self._again()
             answer = worker.ask(message, limit_s=limit)
         except WorkerDiedError as error:
             self._worker = None
@@ -114,15 +116,32 @@ class SupervisedWorker:
 
     def unmeasured(self, case: Case, *, status: Status, reason: str) -> Row:
         """The row of a case that yielded no measurement."""
+        known = self.environment or {}
         measurement = Measurement(
             case=case,
             status=status,
             reason=reason,
             semantics=find(case.mechanism).semantics,
-            device=None if self.environment is None else self.environment["device"],
+            device=known.get("device"),
+            node=known.get("node"),
+            gpu_index=known.get("gpu_index"),
             started_at=timestamp(),
         )
         return store.row(measurement, run_id=self.run_id)
+
+    def stop(self) -> None:
+        """End a busy worker from another thread; the one that waits for its answer finds it dead."""
+        worker = self._worker
+        if worker is not None:
+            worker.strike()
+
+    def _again(self) -> WorkerProcess:
+        try:
+            return self._ready()
+        except (WorkerDiedError, WorkerHungError) as error:
+            if self.replaceable:
+                raise NoWorkerError(f"no worker process starts any more: {error}") from error
+            raise
 
     def _ready(self) -> WorkerProcess:
         """The worker at hand, or a new one; the first one also tells the environment."""

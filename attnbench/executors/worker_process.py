@@ -107,10 +107,14 @@ class WorkerProcess:
             self.kill()
         _close(self._process.stdout)
 
-    def kill(self) -> None:
-        """End it at once, and whatever it started."""
+    def strike(self) -> None:
+        """Send it, and whatever it started, the signal that ends it; `ask` then finds it dead."""
         with contextlib.suppress(ProcessLookupError):  # it is gone already
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End it at once, and whatever it started."""
+        self.strike()
         self._process.wait()
         _close(self._process.stdin)
         _close(self._process.stdout)

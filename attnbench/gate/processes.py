@@ -103,7 +103,7 @@ class FreshProcesses:
             interpreter=tree.interpreter,
             options=("timed_only",) if self._lean else (),
         )
-        executor = LocalExecutor(folder=folder, worker=worker, ceilings=False)
+        executor = LocalExecutor(folder=folder, workers=(worker,), ceilings=False)
         with worker.running():
             executor.run(known, started=self.teller.case, finished=lambda row: None)
             if number == 1 and self._lean:

@@ -23,7 +23,7 @@ import attnbench
 from attnbench.case import Case
 from attnbench.errors import UserError, nearest
 from attnbench.executors.worker_process import HERE, Interpreter
-from attnbench.store import SCHEMA_VERSION
+from attnbench.store import KEEPABLE_VERSIONS, SCHEMA_VERSION
 
 _PROBE_LIMIT_S = 180.0
 _PACKAGE = "attnbench"
@@ -133,7 +133,7 @@ def revision(name: str, *, device: str, install: bool = False) -> Iterator[Tree]
             raise BrokenTreeError(
                 f"the environment of the revision {label} imports attnbench from {facts['file']}"
             )
-        if facts["schema_version"] != SCHEMA_VERSION:
+        if facts["schema_version"] not in KEEPABLE_VERSIONS:
             raise UserError(
                 f"the revision {label} writes results of schema version {facts['schema_version']}, this attnbench "
                 f"of version {SCHEMA_VERSION}: record a run of each and use attnbench compare"

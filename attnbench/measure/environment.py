@@ -14,6 +14,7 @@ import pynvml
 import torch
 
 from attnbench.errors import UserError
+from attnbench.measure.pretending import VISIBLE, pretended
 from attnbench.measure.telemetry import max_sm_clock_mhz, nvml_handle
 from attnbench.registry import mechanisms
 from attnbench.version import __version__
@@ -37,11 +38,32 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def visible_gpus(kind: str) -> tuple[str, ...]:
+    """What `CUDA_VISIBLE_DEVICES` may say to give a process one of the GPUs that this one sees, for each of them."""
+    if kind == "cpu":
+        node = pretended()
+        return () if node is None else tuple(map(str, range(len(node.models))))
+    count = torch.cuda.device_count()
+    given = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    return tuple(given[:count]) if given else tuple(map(str, range(count)))
+
+
 def device_name(device: torch.device) -> str:
     """`NVIDIA H200`, or the processor's name: the `device` column."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    node = pretended()
+    if node is not None:
+        return node.own()[1]
     return f"{_processor()} ({torch.get_num_threads()} threads)"
+
+
+def place(device: torch.device) -> dict[str, Any]:
+    """The columns `node` and `gpu_index`: where a row was measured. Of a CPU the latter is None."""
+    fake = pretended() if device.type == "cpu" else None
+    if fake is not None:
+        return {"node": fake.node, "gpu_index": fake.own()[0]}
+    return {"node": platform.node() or None, "gpu_index": _gpu_index(device)}
 
 
 def collect(device: torch.device) -> dict[str, Any]:
@@ -51,6 +73,7 @@ def collect(device: torch.device) -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "system": platform.platform(),
+        **place(device),
         "processor": _processor(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -125,6 +148,17 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
         "max_sm_clock_mhz": max_sm_clock_mhz(handle),
         "clocks_locked": _clocks_locked(handle),
     }
+
+
+def _gpu_index(device: torch.device) -> int | None:
+    """The GPU's place in its node, whichever of them this process may see; None where nobody tells it."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    try:
+        return int(pynvml.nvmlDeviceGetIndex(handle))
+    except pynvml.NVMLError:
+        return None
 
 
 def _driver() -> str | None:

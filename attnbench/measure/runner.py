@@ -17,7 +17,7 @@ from attnbench.case import Cache, Case, Launch, Measurement, Protocol, Status, T
 from attnbench.measure.accuracy import Verdict, expect_step, judge, judge_step, poison_outputs
 from attnbench.measure.ceilings import Ceilings
 from attnbench.measure.clock import Call, Clock, Phases, open_clock, timestamp
-from attnbench.measure.environment import device_name
+from attnbench.measure.environment import device_name, place
 from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare, refill
 from attnbench.measure.memory import memory_pass
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
@@ -52,6 +52,7 @@ def measure(
         reason="not measured",
         semantics=mechanism.semantics,
         device=device_name(device),
+        **place(device),
         started_at=timestamp(),
     )
     provider = support(case, device=device.type)

@@ -13,6 +13,7 @@ import pandas as pd
 from attnbench.case import Workload
 from attnbench.curves import Group, groups_of_rows, line_names
 from attnbench.pages import in_order
+from attnbench.places import ceilings_by_device
 from attnbench.report.looks import look
 from attnbench.shapes import labels_of_shapes, lists_shapes
 from attnbench.words import workload_order, workload_title
@@ -235,9 +236,8 @@ def _ceilings(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The measured ceilings of the runs, each once."""
     found: list[dict[str, Any]] = []
     for run, record in sorted(frame.attrs.get("runs", {}).items()):
-        ceilings = record.get("ceilings")
-        if run in set(frame["run_id"]) and ceilings and ceilings not in found:
-            found.append(ceilings)
+        if run in set(frame["run_id"]):
+            found += [dict(each) for _, each in ceilings_by_device(record) if each not in found]
     return found
 
 

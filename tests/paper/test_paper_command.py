@@ -15,6 +15,7 @@ from rich.console import Console
 
 from attnbench import cli, store, sweeping
 from attnbench.case import Case, Measurement, Status
+from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
 from attnbench.paper import command, sources
 from attnbench.paper.drawing import mark_style, tick_text
@@ -274,8 +275,9 @@ def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
 class _Executor:
     """Stands in for the local executor: every case is done in no time."""
 
-    def __init__(self, *, folder: RunFolder, worker: object) -> None:
+    def __init__(self, *, folder: RunFolder, workers: object) -> None:
         self.folder = folder
+        self.notes: list[str] = []
 
     def run(self, cases: Iterable[Case], **_: Any) -> None:
         for case in cases:
@@ -286,7 +288,7 @@ class _Executor:
 def test_a_sweep_ends_when_it_is_enough_and_goes_on_later(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sweeping, "LocalExecutor", _Executor)
+    monkeypatch.setattr(engines, "LocalExecutor", _Executor)
     grid = load("quick", device="cpu", overrides=Overrides(seq_len=["256,512"], workload=["fwd"]))
     cases = grid.cases()[:4]
 

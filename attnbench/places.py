@@ -1,0 +1,58 @@
+"""Where the rows of a run were measured: in one place, or on many machines and GPUs, each with its environment.
+
+A run's record holds `environment` and `ceilings` of the place where it began. What was measured elsewhere has its own
+in `places`, by a name such as `node-a/0` (node and GPU), and the first place is then among them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def place_name(node: str | None, gpu_index: int | None) -> str:
+    """`node-a/0`, or `node-a` of a processor; `?` for what nobody told."""
+    return (node or "?") + ("" if gpu_index is None else f"/{gpu_index}")
+
+
+def name_of(environment: Record) -> str:
+    """The name of the place that an environment is of."""
+    return place_name(environment.get("node"), environment.get("gpu_index"))
+
+
+def with_place(record: Record, *, environment: Record, ceilings: Record | None) -> dict[str, Any]:
+    """What changes in a run's record when a worker tells where it is, and what it found there."""
+    first, own = record.get("environment"), {"environment": environment, "ceilings": ceilings}
+    known = record.get("places")
+    if first is None or (not known and name_of(first) == name_of(environment)):
+        return own
+    before = known or {name_of(first): {"environment": first, "ceilings": record.get("ceilings")}}
+    return {"places": {**before, name_of(environment): own}}
+
+
+def by_place(record: Record) -> dict[str, Record]:
+    """`environment` and `ceilings` of every place of a run; empty where nothing is recorded."""
+    if record.get("places"):
+        return dict(record["places"])
+    environment = record.get("environment")
+    if not environment:
+        return {}
+    return {name_of(environment): {"environment": environment, "ceilings": record.get("ceilings")}}
+
+
+def environment_at(record: Record, *, node: str | None, gpu_index: int | None) -> Record | None:
+    """The environment in which a row was measured. A row that names no place is of the run's first one."""
+    found = by_place(record).get(place_name(node, gpu_index))
+    environment: Record | None = record.get("environment") if found is None else found["environment"]
+    return environment
+
+
+def ceilings_by_device(record: Record) -> Iterator[tuple[str | None, Record]]:
+    """The device and the ceilings of every place that has measured them."""
+    if not by_place(record) and record.get("ceilings"):
+        yield None, record["ceilings"]
+    for found in by_place(record).values():
+        if found["ceilings"]:
+            yield found["environment"].get("device"), found["ceilings"]
