@@ -151,6 +151,7 @@ def _measure(
     """In processes of our own, or in those that torchrun started; None on all of these but the first."""
     import torch
 
+    from attnbench.errors import UserError
     from attnbench.measure.environment import collect, pick_device
     from attnbench.models.distributed import joined, launched
     from attnbench.models.running import Run
@@ -161,6 +162,12 @@ def _measure(
 
     gpus = torch.cuda.device_count()
     if launched():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if kind == "cuda" and here > gpus:
+            raise UserError(
+                f"torchrun started {here} ranks on this host, which need {here} GPUs, and torch sees {gpus}; try "
+                f"--nproc-per-node {gpus}"
+            )
         os.environ.update(NO_MULTICAST)
         with joined(kind) as ranks:
             outcome = measure_together(

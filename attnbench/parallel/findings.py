@@ -20,26 +20,15 @@ def line(row: ParallelCase) -> str:
 
 
 def table(rows: Sequence[ParallelCase]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A row of each case that was measured."""
-    heads = (
-        "mechanism",
-        "ranks",
-        "seq_len",
-        "tokens/s",
-        "effic.",
-        "computing",
-        "transfers",
-        "exposed",
-        "sent",
-        "memory/rank",
-    )
+    """A row of each case that was measured; memory is of one rank, what is sent of all."""
+    heads = ("mechanism", "seq_len", "tokens/s", "effic.", "compute", "comm.", "exposed", "sent", "memory")
     found = efficiencies(rows)
     return heads, [
         (
-            f"{row.mechanism} {row.workload}" + ("" if row.decay is not False else " (no decay)"),
-            str(row.ranks),
+            f"{row.mechanism} {row.workload} on {row.ranks}"
+            + ("" if row.decay is not False else ", no decay"),
             f"{row.seq_len:,}",
-            f"{row.tokens_per_s:,.0f}",
+            rate_text(row.tokens_per_s).removesuffix(" tokens/s"),
             "" if row.case_id not in found else f"{found[row.case_id]:.1%}",
             *(
                 "" if ms is None else time_text(ms)
@@ -49,7 +38,7 @@ def table(rows: Sequence[ParallelCase]) -> tuple[tuple[str, ...], list[tuple[str
             "" if row.peak_bytes is None else bytes_text(row.peak_bytes),
         )
         for row in rows
-        if row.status == Status.OK
+        if row.status == Status.OK and row.tokens_per_s is not None
     ]
 
 

@@ -29,17 +29,20 @@ from attnbench.parallel.states import (
     state_dtype,
     summed_products,
 )
-from attnbench.parallel.wire import Arrival, Wire
+from attnbench.parallel.wire import Wire
 
 # Without decay the state before a piece concerns all of it. Its first eighth is computed while states travel and is
 # corrected then; the rest starts from the right state, as a correction costs three quarters of what it corrects.
 HEAD_SHARE = 8
 
 
+Arriving = Callable[[], Tensor | None]
+
+
 class Exchange(Protocol):
     """From the state of each segment to the state before (reverse: behind) this one; None where nothing is."""
 
-    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None: ...
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arriving: ...
 
 
 class LightningParallel:
@@ -90,9 +93,9 @@ class LightningParallel:
         distances = border_distances(lengths, self.wire.rank, reverse=reverse)
         return self._decay.powers(torch.tensor(distances, dtype=torch.float64, device=device), dtype=dtype)
 
-    def exchange(self, own: Callable[[], Tensor], *, reverse: bool) -> Arrival | None:
+    def exchange(self, own: Callable[[], Tensor], *, reverse: bool) -> Arriving:
         """Begin to exchange the states that `own` computes; alone there is nothing to exchange."""
-        return None if self.wire.ranks == 1 else self._exchange(own(), reverse=reverse)
+        return _nothing if self.wire.ranks == 1 else self._exchange(own(), reverse=reverse)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
         """o of this rank's tokens. q, k: [B, H, n, D]; v: [B, H, n, E]; differentiable in all three.
@@ -105,6 +108,8 @@ class LightningParallel:
             raise ValueError(
                 f"q must hold the {self.length} tokens of rank {self.wire.rank}, got the shape {list(q.shape)}"
             )
+        if self.wire.ranks == 1 and self.by_kernel:  # whose backward is one launch
+            return local.whole(q, k, v, slopes=self.slopes, scale=scale)
         run: Any = _Lightning.apply
         out: Tensor = run(q.contiguous(), k.contiguous(), v.contiguous(), self, scale)
         return out
@@ -119,18 +124,18 @@ class _Gather:
         self._owner = owner
         self._weights = [owner.weights(lengths, reverse=r, device=device, dtype=dtype) for r in (False, True)]
 
-    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None:
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arriving:
         wire, weights = self._owner.wire, self._weights[reverse]
         coming = wire.gather(own)
         others = slice(wire.rank + 1, None) if reverse else slice(0, wire.rank)
 
-        def arrive() -> Tensor:
-            return combine(coming()[others], weights)
+        def arrive() -> Tensor | None:
+            states = coming()[
+                others
+            ]  # waited for even where none concerns this rank: they must not be freed before
+            return combine(states, weights) if len(states) else None
 
-        if weights.shape[1]:
-            return arrive
-        self._unclaimed = coming  # nobody here needs it, but what travels must stay alive
-        return None
+        return arrive
 
 
 class _Chain:
@@ -139,8 +144,12 @@ class _Chain:
     def __init__(self, owner: LightningParallel, *, factor: Tensor) -> None:
         self._owner, self._factor = owner, factor
 
-    def __call__(self, own: Tensor, *, reverse: bool) -> Arrival | None:
-        return self._owner.wire.chain(own, factor=self._factor, reverse=reverse)
+    def __call__(self, own: Tensor, *, reverse: bool) -> Arriving:
+        return self._owner.wire.chain(own, factor=self._factor, reverse=reverse) or _nothing
+
+
+def _nothing() -> None:
+    """There is no state on that side."""
 
 
 class _Lightning(torch.autograd.Function):
@@ -158,7 +167,7 @@ class _Lightning(torch.autograd.Function):
         o = torch.empty_like(v)
         attend = _attend(plan, scale)
         state = attend(o[:, :, :head], *(x[:, :, :head] for x in (q, k, v)))
-        before = None if coming is None else coming()
+        before = coming()
         if before is not None:
             reached = min(border, head)
             weights = None if plan.from_start is None else plan.from_start[:, :reached]
@@ -185,7 +194,7 @@ class _Lightning(torch.autograd.Function):
         )
         dq = torch.empty_like(q)
         _attend(plan, scale)(dq, do, v, k, before=None if before is None else before.mT)
-        after = None if coming is None else coming()
+        after = coming()
         dk, dv = local.key_value_gradients(
             do, q, k, v, slopes=plan.slopes, scale=scale, after=after, by_kernel=plan.by_kernel
         )

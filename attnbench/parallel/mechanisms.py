@@ -53,10 +53,12 @@ class Problem:
 class Traffic:
     """Transfers that follow each other on the path that is waited for.
 
-    steps: how many; bytes: put out by one rank in one of them; sent: by all ranks together, in all steps.
+    steps: how many; launches: how many of them the host starts, the rest following inside of a collective; bytes: put
+    out by one rank in one of them; sent: by all ranks together, in all steps.
     """
 
     steps: int
+    launches: int
     bytes: float
     sent: int
 
@@ -87,24 +89,27 @@ class ParallelMechanism:
 
 def _chain(p: Problem) -> tuple[Traffic, ...]:
     """A state from rank to rank: W - 1 messages, one after the other (LASP, arXiv 2404.02882, section 3.2)."""
-    return (Traffic(steps=p.ranks - 1, bytes=p.state_bytes, sent=(p.ranks - 1) * p.state_bytes),)
+    hops = p.ranks - 1
+    return (Traffic(steps=hops, launches=hops, bytes=p.state_bytes, sent=hops * p.state_bytes),)
 
 
 def _gather(p: Problem) -> tuple[Traffic, ...]:
     """Every state to every other rank (LASP-2, arXiv 2502.07563, section 3.3), by a ring of W - 1 steps."""
-    return (Traffic(steps=p.ranks - 1, bytes=p.state_bytes, sent=p.ranks * (p.ranks - 1) * p.state_bytes),)
+    steps = p.ranks - 1
+    sent = p.ranks * steps * p.state_bytes
+    return (Traffic(steps=steps, launches=min(1, steps), bytes=p.state_bytes, sent=sent),)
 
 
 def _keys_round(p: Problem) -> tuple[Traffic, ...]:
     """Each rank's keys and values to every other one: W - 1 steps."""
     total, steps = p.key_value_elements * p.element_bytes, p.ranks - 1
-    return (Traffic(steps=steps, bytes=total / p.ranks, sent=steps * total),)
+    return (Traffic(steps=steps, launches=steps, bytes=total / p.ranks, sent=steps * total),)
 
 
 def _sums_round(p: Problem) -> tuple[Traffic, ...]:
     """Keys and values again, and the sums of their gradients all the way round: W steps, in fp32."""
     total, steps = p.key_value_elements * _ACCUMULATOR_BYTES, p.ranks if p.ranks > 1 else 0
-    return (*_keys_round(p), Traffic(steps=steps, bytes=total / p.ranks, sent=steps * total))
+    return (*_keys_round(p), Traffic(steps=steps, launches=steps, bytes=total / p.ranks, sent=steps * total))
 
 
 MECHANISMS: Final[Mapping[str, ParallelMechanism]] = {

@@ -37,22 +37,30 @@ _FORWARD_SHARE: Final = 2 / 7
 _BACKWARD_HIDDEN: Final = (
     1 / 3
 )  # dq is one of the three scans of a backward, and computed while states travel
+_HOP_S: Final = 2e-6  # of a step inside of a collective within a host
 _FABRIC_S: Final = 2e-6  # what a step over InfiniBand takes longer than one within a host
 _LATENCY_S: Final = 10e-6  # of a step, where none was measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What a step of a transfer costs: latency in seconds, and bytes per second out of one GPU in one direction."""
+    """What transfers cost: seconds of one that the host starts, of each further step inside of a collective (hop_s),
+    and bytes per second out of one GPU in one direction."""
 
     name: str
     latency_s: float
     bytes_per_s: float
     source: str
+    hop_s: float = _HOP_S
 
     def seconds(self, transfers: Iterable[Traffic]) -> float:
         """Of transfers one after the other."""
-        return sum(each.steps * (self.latency_s + each.bytes / self.bytes_per_s) for each in transfers)
+        return sum(
+            each.launches * self.latency_s
+            + (each.steps - each.launches) * self.hop_s
+            + each.steps * each.bytes / self.bytes_per_s
+            for each in transfers
+        )
 
 
 # Rates of data sheets, per GPU and direction: NVLink 4 of H100 and H200 (900 GB/s both ways), and one NDR port.
@@ -154,7 +162,8 @@ class Scaling:
                 for link in self.links
             ),
             "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and "
-            "all ranks are equally fast.",
+            "all ranks are equally fast. The steps of one all-gather but the first take "
+            f"{_HOP_S * 1e6:.0f} µs and their bytes, over InfiniBand {(_HOP_S + _FABRIC_S) * 1e6:.0f} µs (assumed).",
             "Hidden are transfers behind all of a forward whose heads forget within a piece, else behind "
             f"1/{HEAD_SHARE} of it; behind 1/3 of a backward; behind all blocks of ring attention but one.",
             f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
@@ -240,8 +249,10 @@ def _fit_link(rows: Sequence[ParallelCase]) -> Link | None:
                 element_bytes=ELEMENT_BYTES[row.dtype],
             )
             traffic = MECHANISMS[row.mechanism].traffic(problem, Workload(row.workload))
-            columns.append([float(sum(t.steps for t in traffic)), sum(t.steps * t.bytes for t in traffic)])
-            times.append(row.communication_ms / 1e3)
+            seconds = row.communication_ms / 1e3
+            inside = sum((t.steps - t.launches) * _HOP_S for t in traffic)
+            columns.append([float(sum(t.launches for t in traffic)), sum(t.steps * t.bytes for t in traffic)])
+            times.append(max(seconds - inside, seconds / 10))  # what is assumed may be more than there was
     if not columns:
         return None
     latency, per_byte = _relative_fit(columns, times)
@@ -271,6 +282,7 @@ def _links(rows: Sequence[ParallelCase], measured: Link | None) -> tuple[Link, .
     infiniband = Link(
         name="InfiniBand NDR",
         latency_s=latency + _FABRIC_S,
+        hop_s=_HOP_S + _FABRIC_S,
         bytes_per_s=_INFINIBAND_BYTES_PER_S,
         source=f"one 400 Gb/s port a GPU by its data sheet, latency {origin} and 2 µs for the fabric",
     )

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A token whose weight fell below 2^-bits is less than the rounding of the state that it would be part of.
-_BITS_FP32, _BITS_FP64 = 25, 60
-_BLOCK = 8192  # tokens whose products a GPU sums in one matrix product
+from attnbench.kernels._scan import REACH
+
+# A token whose weight fell below e^-reach is less than the rounding of what it would be part of, as in our kernels.
+_REACH = {**REACH, torch.float64: 60 * math.log(2)}
+_BLOCK = 2048  # tokens whose products a GPU sums in one matrix product, so that there are products enough to fill it
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,9 +38,8 @@ class Decay:
         """slopes: fp32 [H] on any device; dtype: of the inputs. Reads the values, which waits for the device."""
         if slopes is None:
             return cls(slopes=None, reach=math.inf)
-        bits = _BITS_FP64 if dtype == torch.float64 else _BITS_FP32
         least = float(slopes.min())
-        return cls(slopes=slopes, reach=math.ceil(bits * math.log(2) / least) if least > 0 else math.inf)
+        return cls(slopes=slopes, reach=math.ceil(_REACH[dtype] / least) if least > 0 else math.inf)
 
     def within(self, length: int) -> int:
         """How many of `length` tokens beside a border matter across it."""
@@ -81,8 +82,7 @@ def summed_products(a: Tensor, b: Tensor, *, weights: Tensor | None) -> Tensor:
     Summed in fp32, in fp64 for fp64; 16-bit products run on a GPU's matrix units, many blocks side by side.
     """
     dtype = state_dtype(a.dtype)
-    if weights is not None:
-        a = (a.to(dtype) * weights.to(dtype)).to(a.dtype)
+    a = _weighted(a, weights)
     if a.device.type != "cuda" or a.dtype == dtype:
         return a.to(dtype).mT @ b.to(dtype)
     whole = a.shape[2] // _BLOCK * _BLOCK
@@ -101,9 +101,10 @@ def summed_products(a: Tensor, b: Tensor, *, weights: Tensor | None) -> Tensor:
 
 def add_decayed(o: Tensor, q: Tensor, state: Tensor, *, weights: Tensor | None, scale: float) -> None:
     """o_t += scale w_t q_t S, in place. o [B, H, m, E], q [B, H, m, D], S [B, H, D, E], weights [H, m, 1] or None."""
-    dtype = state_dtype(q.dtype)
-    if weights is not None:
-        q = (q.to(dtype) * weights.to(dtype)).to(q.dtype)
-    flat = o.flatten(0, 1)  # a view, as o is contiguous but for a cut along its tokens
-    products = q.flatten(0, 1), state.flatten(0, 1).to(q.dtype)
-    o.copy_(torch.baddbmm(flat, *products, alpha=scale).view_as(o))
+    flat = o.view(-1, *o.shape[2:])  # o is contiguous but for a cut along its tokens
+    flat.baddbmm_(_weighted(q, weights).flatten(0, 1), state.flatten(0, 1).to(q.dtype), alpha=scale)
+
+
+def _weighted(x: Tensor, weights: Tensor | None) -> Tensor:
+    """Tokens times their weights, rounded once, to the dtype of x."""
+    return x if weights is None else torch.mul(x, weights, out=torch.empty_like(x))

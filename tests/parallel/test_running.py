@@ -164,8 +164,24 @@ def test_efficiency_is_to_one_rank_at_the_same_length() -> None:
     assert {len(line) for line in table} == {len(heads)}
 
 
-def test_the_command_measures_and_then_draws(tmp_path: Path) -> None:
-    """One rank needs one process; several are what `test_ranks_measure_together...` is about."""
+class InProcess:
+    """A group of one rank without a process of its own."""
+
+    alive = True
+
+    def __init__(self, *, environment: dict[str, Any], **_: Any) -> None:
+        self.environment = environment
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        row = measure_parallel(ParallelRequest(**message["request"]), ranks=Ranks.alone(torch.device("cpu")))
+        return {"rows": [dataclasses.asdict(row)], "reason": None, "lost_device": False}
+
+    def end(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def test_the_command_measures_and_then_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.parallel.group.RankGroup", InProcess)
     options = ["--ranks", "1", "--seq-len", "64,128", "--heads", "1", "--head-dim", "16", "--samples", "1"]
     folder = ["-o", str(tmp_path), "--device", "cpu", "-m", "lightning2-lasp"]
     done = CliRunner().invoke(app, ["parallel", "run", *options, *folder])

@@ -39,7 +39,8 @@ def _row(
     softmax = mechanism == "ring-attention"
     compute = 0.05 * ranks + 1e-9 * tokens * seq_len if softmax else 0.05 + 5e-6 * tokens
     traffic = MECHANISMS[mechanism].traffic(request.problem, Workload(workload))
-    moved = sum(t.steps * (LATENCY_S + t.bytes / BYTES_PER_S) for t in traffic) * 1e3
+    waits = sum(t.launches * LATENCY_S + (t.steps - t.launches) * 2e-6 for t in traffic)
+    moved = 1e3 * (waits + sum(t.steps * t.bytes / BYTES_PER_S for t in traffic))
     hidden = 1 - 1 / ranks if softmax else (1.0 if decay else 1 / 8)
     total = compute + max(0.0, moved - hidden * compute)
     return dataclasses.replace(

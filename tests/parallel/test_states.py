@@ -90,6 +90,9 @@ def test_what_every_head_forgets_within_a_piece_is_left_out() -> None:
     assert Decay.of(torch.tensor([0.5, 2.0]), dtype=torch.float32).within(1000) == math.ceil(
         25 * math.log(2) / 0.5
     )
+    assert Decay.of(torch.tensor([0.5, 2.0]), dtype=torch.bfloat16).within(1000) == math.ceil(
+        32 * math.log(2)
+    )
     assert Decay.of(torch.tensor([0.5, 0.0]), dtype=torch.float32).within(1000) == 1000
     assert Decay.of(None, dtype=torch.float32).within(1000) == 1000
 
