@@ -57,6 +57,8 @@ COMMANDS = (
     "import",
     "env",
     "paper",
+    "parallel",
+    "merge",
 )
 ATTNBENCH = (sys.executable, "-m", "attnbench")
 LIMIT_S = 120.0

@@ -36,10 +36,11 @@ warmup_s = 0.0
 """
 
 
-def tiny(folder: Path) -> Sweep:
-    """Two comparisons of two mechanisms."""
+def tiny(folder: Path, *, case_s: float = 0.0) -> Sweep:
+    """Two comparisons of two mechanisms; a case lasts for at least so many seconds."""
     file = folder / "tiny.toml"
-    file.write_text(_TOML)
+    lasting = _TOML.replace("warmup_s = 0.0", f"warmup_s = {case_s}")
+    file.write_text(lasting)
     return load(file, device="cpu")
 
 

@@ -54,7 +54,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_killed_node_costs_the_case_in_flight_which_is_measured_elsewhere(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = tiny(tmp_path)
+    sweep = tiny(tmp_path, case_s=0.5)  # so that a node dies before its case is done
     told: list[str] = []
     lost: list[str] = []
     tell = Batches.tell
