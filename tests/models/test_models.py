@@ -37,6 +37,7 @@ def test_parameters_are_those_of_the_source(size: str, family: Family) -> None:
     shape = SHAPES[size][family]
     with torch.device("meta"):
         model = LanguageModel(shape, attention="lightning2" if family == "tnl" else "sdpa", device=CPU)
+    assert all(p.is_meta for p in model.parameters())  # nothing is allocated
     counted = sum(p.numel() for p in model.parameters())
     assert counted == shape.parameters
     body = counted - model.embedding.weight.numel() - model.head.weight.numel()
