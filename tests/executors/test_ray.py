@@ -83,7 +83,7 @@ def test_a_killed_node_costs_the_case_in_flight_which_is_measured_elsewhere(
     assert set(record(tmp_path / "ray")["places"]) == {"node-a/0", "node-b/0"}
     assert frame["gpu_index"].tolist() == [0] * len(frame)
 
-    run(sweep, tmp_path / "local")
+    run(tiny(tmp_path), tmp_path / "local")
     pd.testing.assert_frame_equal(identities(tmp_path / "ray"), identities(tmp_path / "local"))
 
     told.clear()
