@@ -13,6 +13,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# torch remembers at the first use of a device as a context which functions make tensors. Some tests replace those.
+with torch.device("meta"):
+    torch.empty(0)
+
 # No deadline for an example: on a busy machine any of them may be late, and that is no finding.
 settings.register_profile("attnbench", deadline=None)
 settings.load_profile("attnbench")
