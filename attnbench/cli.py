@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attnbench.comparison.commands import compare
 from attnbench.crossover.command import crossover
 from attnbench.errors import UserError
 from attnbench.gate.commands import bisect, check, noise
@@ -24,9 +24,7 @@ from attnbench.options import (
     DeviceOption,
     DrawnRuns,
     Dtypes,
-    Explain,
     FigureFolder,
-    Format,
     HeadDims,
     Heads,
     Json,
@@ -34,17 +32,13 @@ from attnbench.options import (
     LaunchOption,
     LimitS,
     Mechanisms,
-    ReportFile,
     Resume,
     RunOut,
     Seed,
     SeqLens,
-    ShowAll,
-    Strict,
     Threshold,
     Tokens,
     ValueDims,
-    Waivers,
     Windows,
     Workloads,
 )
@@ -52,8 +46,10 @@ from attnbench.options import Exit as Exit
 from attnbench.options import example as _example
 from attnbench.options import make_console as _console
 from attnbench.options import plain as _plain
+from attnbench.paper.commands import paper
 from attnbench.parallel.command import app as parallel
 from attnbench.profiling.commands import profile
+from attnbench.tuning.commands import tune
 from attnbench.version import __version__
 
 if TYPE_CHECKING:
@@ -420,133 +416,14 @@ def _print_findings(found: list[Any]) -> None:
             console.print(_plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
 
 
-@app.command(epilog=_example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))
-def tune(
-    kernel: Annotated[
-        list[str] | None, typer.Argument(help="lightning2 or lightning1; default: lightning2.")
-    ] = None,
-    dtype: Dtypes = None,
-    head_dim: Annotated[
-        list[str] | None, typer.Option("--head-dim", help="Channels per head; default: 64,128,256.")
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shape",
-            help="BATCHxHEADSxSEQ_LEN to time; default: 8x16x8k,1x16x32k; rows of 3 programs also 16x16x8k.",
-        ),
-    ] = None,
-    time_budget: Annotated[
-        float, typer.Option("--time-budget", help="Seconds from the first compiler to the last check.")
-    ] = 120.0,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Compile and check so many at a time.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="The table; candidates go beside it. Default: tuned-<device>.toml."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the candidates and measure nothing.")
-    ] = False,
-    json_: Json = False,
-) -> None:
-    """Find launch configurations for this GPU: check each against fp64, time the right ones, write a table.
-
-    ATTNBENCH_CONFIGS=table.toml makes every other command use the table. Exit code 3 if nothing was admitted.
-    """
-    from attnbench.tuning import command
-
-    request = command.request(
-        kernels=kernel,
-        dtypes=dtype,
-        head_dims=head_dim,
-        shapes=shape,
-        budget_s=time_budget,
-        processes=processes,
-    )
-    if dry_run:
-        lines = command.candidate_lines(request)
-        print(json.dumps(lines, indent=1) if json_ else "\n".join(lines))
-        print(f"{len(lines)} candidates; nothing was measured", file=sys.stderr)
-        return
-    outcome = command.tune(
-        request,
-        out=out,
-        words=sys.argv[1:],
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    if json_:
-        print(json.dumps({"table": str(outcome.table), "rows": outcome.rows}, indent=1))
-    else:
-        print("\n".join(outcome.sentences))
-        print(f"\nTable: {outcome.table} (try it: {command.VARIABLE}={shlex.quote(str(outcome.table))})")
-        print(f"Candidates: {outcome.candidates}")
-    if not outcome.admitted:
-        raise typer.Exit(Exit.INCONCLUSIVE)
-
-
-@app.command(epilog=_example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))
-def compare(
-    sides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="BASE NEW",
-            help="Two sides: run folders or Parquet files; several of a side separated by commas.",
-        ),
-    ] = None,
-    base: Annotated[list[str] | None, typer.Option("--base", help="One more of the base side.")] = None,
-    new: Annotated[list[str] | None, typer.Option("--new", help="One more of the new side.")] = None,
-    threshold: Threshold = None,
-    noise: Annotated[
-        str | None,
-        typer.Option(
-            "--noise",
-            help="Standard deviation of process medians on this machine, for a side with one process: 1%.",
-        ),
-    ] = None,
-    waivers: Waivers = None,
-    all_: ShowAll = False,
-    explain: Explain = False,
-    strict: Strict = False,
-    allow_different: AllowDifferent = False,
-    format_: Format = "table",
-    out: ReportFile = None,
-) -> None:
-    """Compare two sets of runs, case by case: what became slower, faster, broken, or needs more memory?
-
-    A run is one process. Give each side several (3 to 5): samples of one process do not tell by how much the
-    next one differs, so with a single one, and without --noise, no time is judged.
-
-    \b
-    Exit codes:
-      0  no regression
-      1  a regression: slower, broken (ok before and not now), or more peak memory; or an expired waiver
-      2  bad input, or another device, driver, library or protocol without --allow-different
-      3  no regression, but with --strict a case is unclear or no longer measured
-    """
-    from attnbench.comparison import command
-    from attnbench.comparison.formats import Wanted
-
-    asked = command.request(
-        sides_given=sides or (),
-        base=base or (),
-        new=new or (),
-        threshold=threshold,
-        noise=noise,
-        waivers=waivers,
-        format_=format_,
-    )
-    found = command.run(asked, allow_different=allow_different)
-    wanted = Wanted(everything=all_, explain=explain, strict=strict)
-    command.hand_over(found, wanted, form=asked.format, out=out, console=_console())
-    if found.failed:
-        raise typer.Exit(Exit.REGRESSION)
-    if strict and found.doubtful:
-        raise typer.Exit(Exit.INCONCLUSIVE)
-
-
 app.add_typer(models)
+app.command(epilog=_example("attnbench tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"))(
+    tune
+)
+app.command(epilog=_example("attnbench compare before.parquet after.parquet --threshold 5% --explain"))(
+    compare
+)
+app.command(epilog=_example("attnbench paper fig3 --run results/h200/paper-fig3.parquet -o figures"))(paper)
 app.add_typer(parallel)
 app.command(epilog=_example("attnbench profile lightning2 --seq-len 8k --workload bwd -o profiles"))(profile)
 app.command(epilog=_example("attnbench crossover lightning2 flash2 --tokens 32k --workload fwd"))(crossover)
@@ -606,67 +483,6 @@ def report(
         print(
             f"{len(made.left_out)} figures would make it too large; attnbench plot and roofline write them."
         )
-
-
-@app.command(epilog=_example("attnbench paper fig3 --run results/h200/paper-fig3.parquet -o figures"))
-def paper(
-    figure: Annotated[
-        str, typer.Argument(help="A figure or table (see: attnbench paper list), `all`, or `list`.")
-    ],
-    run: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--run", help="Take recorded runs and measure nothing: a run, or a folder of runs by name."
-        ),
-    ] = None,
-    gpu_budget: Annotated[
-        float | None,
-        typer.Option(
-            "--gpu-budget", help="Minutes of measuring; the same command goes on with what is left."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder of figures and tables, and of what is measured; default: runs/paper."
-        ),
-    ] = None,
-    json_: Json = False,
-    device: DeviceOption = "auto",
-) -> None:
-    """Draw a figure of the Lightning Attention papers: published points hollow, measured ones solid.
-
-    Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
-    figure and a summary. Without a GPU and without --run the published points are drawn alone.
-
-    Exit code 3 if the budget ended before everything was measured.
-    """
-    from attnbench.paper import command
-    from attnbench.paper.telling import print_figures, print_list
-
-    if figure.lower() == "list":
-        print_list(command.listing(), json_=json_)
-        return
-    from attnbench.measure.environment import pick_device
-    from attnbench.sweeping import InterruptedSweepError
-
-    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
-
-    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
-    try:
-        done = command.reproduce(
-            wanted,
-            device=kind,
-            can_measure=kind == "cuda" or device == "cpu",
-            console=_console(stderr=True),
-            tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
-        )
-    except InterruptedSweepError as stop:
-        print(f"{stop}\nThe same command goes on with them.", file=sys.stderr)
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    print_figures(done, folder=wanted.out, json_=json_)
-    if any(each.left for each in done):
-        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 @app.command(epilog=_example("attnbench watch runs/quick-20260101-120000"))

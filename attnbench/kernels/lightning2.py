@@ -227,7 +227,10 @@ def key_value_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dk and dv of `lightning_attention_2`, in one launch, where dq was had otherwise: dq = F(do, v, k) from S_0^T.
 
-    do: [B, H, N, E]; dstate: float32 [B, H, D, E], the gradient of S_N, or None for zero. Errors as there.
+    do: [B, H, N, E]; dstate: float32 [B, H, D, E], the gradient of S_N, or None for zero; q, k, v, slopes, scale and
+    errors as there. Returns dk [B, H, N, D] and dv [B, H, N, E] in the dtypes of k and v.
+
+    Source: arXiv 2401.04658, Algorithm 2.
     """
     slopes, values = _checked_slopes(q, k, v, slopes, dstate)
     gradients = _backward(

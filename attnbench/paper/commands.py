@@ -1,0 +1,74 @@
+"""The command `paper`: its options, and its exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from attnbench.options import DeviceOption, Exit, Json, make_console
+
+if TYPE_CHECKING:
+    from attnbench.sweeps.loader import Device
+
+
+def paper(
+    figure: Annotated[
+        str, typer.Argument(help="A figure or table (see: attnbench paper list), `all`, or `list`.")
+    ],
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run", help="Take recorded runs and measure nothing: a run, or a folder of runs by name."
+        ),
+    ] = None,
+    gpu_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-budget", help="Minutes of measuring; the same command goes on with what is left."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of figures and tables, and of what is measured; default: runs/paper."
+        ),
+    ] = None,
+    json_: Json = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a figure of the Lightning Attention papers: published points hollow, measured ones solid.
+
+    Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
+    figure and a summary. Without a GPU and without --run the published points are drawn alone.
+
+    Exit code 3 if the budget ended before everything was measured.
+    """
+    from attnbench.paper import command
+    from attnbench.paper.telling import print_figures, print_list
+
+    if figure.lower() == "list":
+        print_list(command.listing(), json_=json_)
+        return
+    from attnbench.measure.environment import pick_device
+    from attnbench.sweeping import InterruptedSweepError
+
+    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
+
+    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    try:
+        done = command.reproduce(
+            wanted,
+            device=kind,
+            can_measure=kind == "cuda" or device == "cpu",
+            console=make_console(stderr=True),
+            tell=lambda line: print(f"{line} ...", file=sys.stderr, flush=True),
+        )
+    except InterruptedSweepError as stop:
+        print(f"{stop}\nThe same command goes on with them.", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    print_figures(done, folder=wanted.out, json_=json_)
+    if any(each.left for each in done):
+        raise typer.Exit(Exit.INCONCLUSIVE)
