@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from attnbench.case import Status, Workload
@@ -92,3 +93,8 @@ def count_text(number: int, noun: str) -> str:
 def joined(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def without_folders(text: str) -> str:
+    """A text for a page that is handed on: of a path from the root only its last name, as folders tell who measured."""
+    return re.sub(r"(?<![^\s=:,\"'])/(?:[^\s/=:,]+/)+(?=[^\s/])", "…/", text)

@@ -23,8 +23,9 @@ from attnbench.cli import app
 from attnbench.errors import UserError
 from attnbench.pages import STYLES
 from attnbench.plots import plot_run
-from attnbench.report import command, looks, sections
+from attnbench.report import command, looks
 from attnbench.roofline_plots import plot_roofline
+from attnbench.words import without_folders
 from tests.reports import HOSTILE, RECORD, grid, measured, written
 
 ROOT = Path(__file__).parent.parent
@@ -141,7 +142,7 @@ def test_two_thousand_rows_stay_below_a_million_bytes(tmp_path: Path) -> None:
     ids=["folder", "option", "variables", "no path from the root"],
 )
 def test_a_page_that_is_handed_on_tells_no_folders(told: str, shown: str) -> None:
-    assert sections._shared(told) == shown
+    assert without_folders(told) == shown
 
 
 def test_figures_are_the_files_of_the_command_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attnbench.case import Case, Memory, Status, Telemetry, Timing
 from attnbench.errors import UserError
+from attnbench.words import without_folders
 
 VERSION = 1
 FILE = "profile.json"
@@ -219,8 +220,12 @@ def _adapter() -> TypeAdapter[Profile]:
 
 
 def as_dict(profile: Profile) -> dict[str, Any]:
-    """A profile in types that JSON has."""
+    """A profile in types that JSON has; of folders in its environment's variables it tells no more than a page does."""
     found: dict[str, Any] = _adapter().dump_python(profile, mode="json")
+    environment = found["environment"] or {}
+    if "variables" in environment:
+        told = environment["variables"].items()
+        environment["variables"] = {name: without_folders(str(value)) for name, value in told}
     return found
 
 

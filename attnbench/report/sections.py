@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,16 @@ from attnbench.comparison import words as comparing
 from attnbench.crossings import about, lengths_text
 from attnbench.report.page import Cell, Section, facts, items, plain, table, text
 from attnbench.summary import Flatness, Summary, closing, findings, heading, standing_words
-from attnbench.words import bytes_text, count_text, factor, rate_text, three, time_text, workload_title
+from attnbench.words import (
+    bytes_text,
+    count_text,
+    factor,
+    rate_text,
+    three,
+    time_text,
+    without_folders,
+    workload_title,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +230,7 @@ def _record(record: Mapping[str, Any]) -> str:
     return facts(
         {
             "started": record.get("created_at"),
-            "command": _shared(" ".join(["attnbench", *map(str, record.get("command") or ())])),
+            "command": without_folders(" ".join(["attnbench", *map(str, record.get("command") or ())])),
             "device": environment.get("device"),
             "driver": gpu.get("driver"),
             "CUDA": environment.get("cuda"),
@@ -234,18 +242,13 @@ def _record(record: Mapping[str, Any]) -> str:
             "system": environment.get("system"),
             "python": environment.get("python"),
             "libraries": _pairs(versions),
-            "variables": _shared(_pairs(_part(environment, "variables"))),
+            "variables": without_folders(_pairs(_part(environment, "variables"))),
             "attnbench": record.get("attnbench"),
             "commit": f"{git['commit']}{dirty}" if git.get("commit") else None,
             "protocol": _pairs(_part(record, "protocol")),
             "wall time": time_text(effort["wall_s"] * 1e3) if effort.get("wall_s") else None,
         }
     )
-
-
-def _shared(text: str) -> str:
-    """A text for a page that is handed on: of a path from the root only its last name, as folders tell who measured."""
-    return re.sub(r"(?<![^\s=:,\"'])/(?:[^\s/=:,]+/)+(?=[^\s/])", "…/", text)
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -322,3 +322,13 @@ def test_the_table_of_profilers_tells_who_agrees_and_who_failed() -> None:
     assert "- proton: 1 of 1 cases" in text
     assert "- proton, y: RuntimeError: no CUPTI" in text
     assert "| x | 100.00 | 101.00 | 100.50 | 0.9950 | 101.00 | 100.00 | 0.9901 |" in text
+
+
+def test_a_profile_to_hand_on_tells_no_folders(tmp_path: Path) -> None:
+    taken = profile(
+        time_us=100, environment={"variables": {"TRITON_CACHE_DIR": "/home/me/cache", "CUDA_X": "1"}}
+    )
+    save(taken, tmp_path / "profile.json")
+    kept = load(tmp_path).environment
+    assert kept is not None
+    assert kept["variables"] == {"TRITON_CACHE_DIR": "…/cache", "CUDA_X": "1"}
