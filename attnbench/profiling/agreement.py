@@ -2,18 +2,22 @@
 
     python -m attnbench.profiling.agreement ci -o results/h200/profilers.md
 
-Each profiler has a process of its own, as two of them cannot share CUPTI, and times every case of a sweep: first by
-events alone, then by events and the profiler at once, on the same calls with a cold cache. Proton gives sums over all
-calls, so means are compared. `attnbench.measure.agreement` compares sample by sample, with one profiler.
+Each profiler has a process of its own, as two of them cannot share CUPTI. It times every case of a sweep by events
+alone, and once it has done so, every case by events and the profiler at once, on the same calls with a cold cache.
+Proton gives sums over all calls, so means are compared. `attnbench.measure.agreement` compares sample by sample, with
+one profiler.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,11 +95,50 @@ def hatchet_totals(tree: Any) -> Totals:
 PROFILERS: Mapping[str, Record] = {"torch.profiler": by_torch, "proton": by_proton}
 
 
-def measure(case: Case, *, record: Record, device: torch.device, samples: int) -> Row:
-    """A case by events alone, and by events and a profiler at once: means of a call, in microseconds.
+def flush_names(*, record: Record, device: torch.device) -> set[str]:
+    """The kernels that clear the cache before a call, by the names that a profiler gives them."""
+    nothing: Call = lambda: None  # noqa: E731
+    clock = CudaClock(device=device, cache=Cache.COLD)
+    found = set(record(lambda: clock.batch(nothing, 3)))
+    clock.close()
+    return found
+
+
+def alone(case: Case, *, device: torch.device, samples: int) -> dict[str, float]:
+    """The mean microseconds of a call by events, in a process where no profiler was yet.
+
+    Raises ValueError for what has no provider.
+    """
+    with _timed(case, device=device) as (clock, call):
+        return {"alone_us": 1e3 * statistics.mean(clock.batch(call, samples))}
+
+
+def under(
+    case: Case, *, record: Record, flush: Container[str], device: torch.device, samples: int
+) -> dict[str, float]:
+    """Microseconds of a call by events and by a profiler at once: means.
+
+    flush: names of kernels that are not the call's, as `flush_names` finds them.
 
     Raises ValueError when the profiler saw no kernel of the call.
     """
+    events: list[float] = []
+    with _timed(case, device=device) as (clock, call):
+
+        def work() -> None:
+            clock.batch(call, _WARM_UP)
+            events[:] = clock.batch(call, samples)
+
+        totals = record(work)
+    kernels = [total for name, total in totals.items() if name not in flush]
+    if not kernels:
+        raise ValueError(f"the profiler saw no kernel of the call, only {sorted(totals)}")
+    return {"events_us": 1e3 * statistics.mean(events), "kernels_us": sum(kernels) / (samples + _WARM_UP)}
+
+
+@contextmanager
+def _timed(case: Case, *, device: torch.device) -> Iterator[tuple[CudaClock, Call]]:
+    """A clock, and a call that is warm."""
     provider = support(case, device=device.type)
     if isinstance(provider, str):
         raise ValueError(provider)
@@ -103,25 +146,8 @@ def measure(case: Case, *, record: Record, device: torch.device, samples: int) -
     call = prepare(case, provider=provider, semantics=semantics, device=device, seed=0).timed(case.workload)
     clock = CudaClock(device=device, cache=Cache.COLD)
     clock.batch(call, _WARM_UP)
-    alone = clock.batch(call, samples)
-    nothing: Call = lambda: None  # noqa: E731
-    flush = set(record(lambda: clock.batch(nothing, 3)))
-    events: list[float] = []
-
-    def work() -> None:
-        clock.batch(call, _WARM_UP)
-        events[:] = clock.batch(call, samples)
-
-    totals = record(work)
+    yield clock, call
     clock.close()
-    kernels = [total for name, total in totals.items() if name not in flush]
-    if not kernels:
-        raise ValueError(f"the profiler saw no kernel of the call, only {sorted(totals)}")
-    return {
-        "alone_us": 1e3 * statistics.mean(alone),
-        "events_us": 1e3 * statistics.mean(events),
-        "kernels_us": sum(kernels) / (samples + _WARM_UP),
-    }
 
 
 def table(found: Mapping[str, Mapping[str, Row]], *, cases: Sequence[str], device: str) -> str:
@@ -164,17 +190,28 @@ def _sentences(name: str, known: Mapping[str, Row]) -> list[str]:
 
 def _child(profiler: str, request: Path, answers: Path) -> None:
     """All cases by one profiler; an answer is written as soon as it is known."""
+    # To detach and attach CUPTI again takes seconds, and there are no later launches here that it could slow.
+    os.environ["TEARDOWN_CUPTI"] = "0"
     asked = json.loads(request.read_text(encoding="utf-8"))
-    device = pick_device("cuda")
+    device, record, samples = pick_device("cuda"), PROFILERS[profiler], asked["samples"]
+    cases = [Case(**fields) for fields in asked["cases"]]
+    first = {case: _or_reason(partial(alone, case, device=device, samples=samples)) for case in cases}
+    flush = flush_names(record=record, device=device)
     with answers.open("w", encoding="utf-8") as file:
-        for fields in asked["cases"]:
-            case = Case(**fields)
-            try:
-                row = measure(case, record=PROFILERS[profiler], device=device, samples=asked["samples"])
-            except Exception as error:  # whatever a profiler raises: the row says so
-                row = {"reason": f"{type(error).__name__}: {first_sentence(error)}"}
+        for case, row in first.items():
+            if "reason" not in row:
+                seen = partial(under, case, record=record, flush=flush, device=device, samples=samples)
+                row = row | _or_reason(seen)
             file.write(json.dumps({"case": case.case_id, **row}) + "\n")
             file.flush()
+
+
+def _or_reason(measure: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
+    """What was measured; or why it could not be, whatever a profiler raises."""
+    try:
+        return dict(measure())
+    except Exception as error:
+        return {"reason": f"{type(error).__name__}: {first_sentence(error)}"}
 
 
 def _by(profiler: str, cases: Sequence[Case], *, samples: int, lock: int) -> dict[str, dict[str, Any]]:
