@@ -1,10 +1,10 @@
 """Slow-downs of known size, planted in source text, to put a gate to the test.
 
-What a function launches is followed on the device by a kernel that waits for a share of the time that it took; behind a
-Python function the caller waits. Either way a shape's time grows by that share, whatever the shape, without calibration.
-A wait inside of the kernel would not do: other programs on the multiprocessor would use the time. What is planted is
-text, no part of this program: it goes into trees of any revision and so may call nothing of the project's, its clock
-neither.
+What a function launches is followed on the device by a kernel that waits for a share of the time that it took; behind
+a Python function the caller waits. Either way a shape's time grows by that share, whatever the shape, without
+calibration. A wait inside of the kernel would not do: other programs on the multiprocessor would use the time. What
+is planted is text, no part of this program: it goes into trees of any revision and so may call nothing of the
+project's, its clock neither.
 """
 
 from __future__ import annotations
