@@ -128,7 +128,7 @@ class FreshProcesses:
                 continue
             self.teller.case(case)
             proof = worker.row(case)
-            told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels")}
+            told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels", "busy_ms")}
             folder.keep({**row, **told} if proof["status"] == Status.OK else proof)
 
 
