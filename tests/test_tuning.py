@@ -782,7 +782,8 @@ def test_a_table_says_which_chunk_times_were_not_measured(
 def test_a_gain_that_is_too_little_is_told(tmp_path: Path) -> None:
     outcome = tune(Played(ms=lambda config: 0.976 if config == FAST else 1.0), tmp_path / "t.toml")
     assert outcome.sentences[0].partition("the table's row stays: ")[2] == (
-        "chunk 64, value tile 64, 4 warps, 4 stages; chunk 32, value tile 64, 4 warps, 4 stages is 2.5% faster, too little for a change, which takes 3%"
+        "chunk 64, value tile 64, 4 warps, 4 stages; "
+        "chunk 32, value tile 64, 4 warps, 4 stages is 2.5% faster, too little for a change, which takes 3%"
     )
 
 
