@@ -21,9 +21,12 @@ import torch
 from attnbench.errors import UserError
 from attnbench.executors import lock
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE, device_lock, run_is_held, run_lock
+from attnbench.executors.run_folder import open_run
 from attnbench.measure import gpus
 from attnbench.measure.gpus import visible_gpus
 from attnbench.measure.pretending import VARIABLE, VISIBLE
+from attnbench.sweeping import new_record
+from tests.executors.sweeps import run, tiny
 
 
 @pytest.fixture
@@ -263,6 +266,18 @@ def test_a_file_that_is_gone_is_no_lock(tmp_path: Path, monkeypatch: pytest.Monk
     assert taken is not None
     assert os.path.samestat(os.fstat(taken[0]), path.stat())
     os.close(taken[0])
+
+
+def test_a_run_that_is_measured_is_not_resumed_on_other_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
+    sweep = tiny(tmp_path)
+    folder = open_run(tmp_path / "run", record=new_record(sweep, command=[]), resume=False)
+    with run_lock(folder.run_id), pytest.raises(UserError, match=rf"measuring the run {folder.run_id} \("):
+        run(sweep, folder.path, resume=True)
+    assert folder.done() == set()
+    assert _free()
 
 
 # ---------------------------------------------------------------- what a process sees
