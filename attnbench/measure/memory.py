@@ -22,7 +22,7 @@ from attnbench.measure.observed import Observer
 
 
 class Meter(Interface):
-    """Bytes alive now, and the most that were alive since the start or `reset`; both above what was alive at the start."""
+    """Bytes alive now, and the most that were alive since the start or `reset`; above what was alive at the start."""
 
     def reset(self) -> None: ...
     def alive(self) -> int: ...
