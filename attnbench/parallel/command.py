@@ -157,7 +157,7 @@ def _measure(
     from attnbench.models.running import Run
     from attnbench.models.together import measure_together
     from attnbench.parallel import findings, planning
-    from attnbench.parallel.group import NO_MULTICAST, RankGroup
+    from attnbench.parallel.group import NCCL_VARIABLES, RankGroup
     from attnbench.parallel.measuring import measure_parallel
 
     gpus = torch.cuda.device_count()
@@ -168,7 +168,7 @@ def _measure(
                 f"torchrun started {here} ranks on this host, which need {here} GPUs, and torch sees {gpus}; try "
                 f"--nproc-per-node {gpus}"
             )
-        os.environ.update(NO_MULTICAST)
+        os.environ.update(NCCL_VARIABLES)
         with joined(kind) as ranks:
             outcome = measure_together(
                 plan.requests(kind=kind, gpus=gpus, launched=ranks.count),

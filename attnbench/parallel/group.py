@@ -21,8 +21,13 @@ _GRACE_S = 5.0
 _FIRST = (Status.OOM, Status.UNSUPPORTED, Status.INCORRECT, Status.TIMEOUT, Status.ERROR)
 
 
-# Of every rank: NVLink multicast stays off.
-NO_MULTICAST: Mapping[str, str] = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+# Of every rank: NVLink multicast stays off; and transfers come first where a multiprocessor becomes free, as they are
+# to happen while a long kernel computes.
+NCCL_VARIABLES: Mapping[str, str] = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "TORCH_NCCL_HIGH_PRIORITY": "1",
+}
 
 
 def variables(*, rank: int, ranks: int, device: str) -> dict[str, str]:
@@ -30,7 +35,7 @@ def variables(*, rank: int, ranks: int, device: str) -> dict[str, str]:
 
     On the CPU ranks share the cores and reach each other over the loopback, unless the user set that otherwise.
     """
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **NO_MULTICAST}
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **NCCL_VARIABLES}
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // ranks)
         usual = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}

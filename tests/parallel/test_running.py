@@ -21,12 +21,13 @@ from attnbench.executors.worker_process import WorkerDiedError
 from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
-from attnbench.parallel import findings
-from attnbench.parallel.group import NO_MULTICAST, RankGroup, variables
+from attnbench.parallel import findings, measuring
+from attnbench.parallel.group import NCCL_VARIABLES, RankGroup, variables
 from attnbench.parallel.measuring import measure_parallel
 from attnbench.parallel.planning import ParallelPlan
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.requests import ParallelRequest
+from attnbench.parallel.wire import CutWire
 
 SMALL = ParallelRequest(
     mechanism="lightning2-lasp2", ranks=2, seq_len=201, batch=1, heads=2, head_dim=16, dtype="fp32", workload="fwd-bwd",
@@ -83,7 +84,7 @@ def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = local.attend_into
 
-    def wrong(out: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    def wrong(out: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> torch.Tensor | None:
         state = right(out, *tensors, **options)
         out[:, :, -1] *= 1.1
         return state
@@ -102,12 +103,37 @@ def test_a_length_that_cannot_be_timed_within_the_limit_says_so() -> None:
     assert "none fits the limit" in (row.reason or "")
 
 
-def test_multicast_is_off_for_every_rank() -> None:
+def test_multicast_is_off_and_transfers_come_first_for_every_rank() -> None:
     own = variables(rank=1, ranks=2, device="cuda")
     assert own["NCCL_NVLS_ENABLE"] == "0"
     assert own["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
-    assert NO_MULTICAST.items() <= own.items()
+    assert own["TORCH_NCCL_HIGH_PRIORITY"] == "1"
+    assert NCCL_VARIABLES.items() <= own.items()
     assert (own["RANK"], own["LOCAL_RANK"], own["WORLD_SIZE"]) == ("1", "1", "2")
+
+
+class SilentWire(CutWire):
+    """Stands in for a group of two."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(rank=0, ranks=2)
+
+
+def test_samples_begin_together_and_are_agreed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed: list[int] = []
+    met: list[str] = []
+    monkeypatch.setattr(measuring, "GroupWire", SilentWire)
+    monkeypatch.setattr(measuring._Case, "_checked", lambda self, row: row)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda shared, op: agreed.append(shared.numel()))
+    monkeypatch.setattr("torch.distributed.barrier", lambda: met.append("here"))
+    request = dataclasses.replace(SMALL, samples=7)
+    row = measure_parallel(request, ranks=Ranks(rank=0, count=2, device=torch.device("cpu")))
+    assert (row.status, row.reason) == (Status.OK, None)
+    assert len(row.samples_ms or ()) == 7
+    assert agreed.count(7) == 1
+    # Two calls warm up, six are without transfers, and in six more each of two transfers is met for.
+    assert len(met) == 2 + 7 + 6 + 6 * 2
 
 
 def test_a_plan_has_strong_and_weak_lengths_from_short_to_long() -> None:
