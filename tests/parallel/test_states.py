@@ -129,6 +129,15 @@ def test_a_sum_of_products_is_the_same_by_blocks(tokens: int, batch: int, heads:
         torch.testing.assert_close(states.by_blocks(a, b), a.mT @ b)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [2840, 20_011, 2**17], ids=["border", "ragged", "long"])
+def test_16_bit_products_are_summed_in_fp32_on_a_gpu(tokens: int) -> None:
+    a, b = (torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    found, truth = states.by_blocks(a, b), a.double().mT @ b.double()
+    assert found.dtype == torch.float32
+    assert float((found - truth).norm() / truth.norm()) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("slopes", "rank", "forward", "backward"),
     [
