@@ -7,7 +7,8 @@ the state behind it; both are [B, H, D, E], whatever the length. What travels is
     backward  D = scale sum_t lambda^(t+1) q_t^T do_t, exchanged to U   dq = F(do, v, k) from P^T; dk, dv from U
 
 LASP (arXiv 2404.02882) hands P from rank to rank; LASP-2 (arXiv 2502.07563) gathers all L, once forward and once
-backward, and every rank adds up what concerns it. While states travel the head of the piece is computed (backward: dq).
+backward, and every rank adds up what concerns it. While states travel the head of the piece is computed, and backward
+dq; where all heads forget within a piece that is all of it, both ways, and the tokens at its borders are corrected.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class LightningParallel:
         lengths, rank = self.sharding.lengths, wire.rank
         self.length = lengths[rank]
         self.border = self._decay.within(self.length)  # tokens that matter across a border of the piece
-        whole = self.border < self.length or wire.ranks == 1
+        self.forgets = self.border < self.length  # every head, within this piece
+        whole = self.forgets or wire.ranks == 1
         self.head = self.length if whole else -(-self.length // HEAD_SHARE)
         self._kind, self._device = state_dtype(dtype), device
         steps = torch.arange(self.border, device=device)
@@ -185,6 +187,8 @@ class _Lightning(torch.autograd.Function):
         state = attend(o[:, :, :head], *(x[:, :, :head] for x in (q, k, v)), return_state=head < length)
         before = coming()
         if before is not None:
+            if plan.forgets:
+                before = before.to(q.dtype)  # it meets nothing but q, and do in the backward
             reached = min(border, head)
             weights = None if plan.from_start is None else plan.from_start[:, :reached]
             add_decayed(o[:, :, :reached], q[:, :, :reached], before, weights=weights, scale=scale)
@@ -210,12 +214,20 @@ class _Lightning(torch.autograd.Function):
             ),
             reverse=True,
         )
-        dq = torch.empty_like(q)
-        _attend(plan, scale)(dq, do, v, k, before=None if before is None else before.mT)
+        own: dict[str, Any] = {"slopes": plan.slopes, "scale": scale, "by_kernel": plan.by_kernel}
+        if not plan.forgets:
+            dq = torch.empty_like(q)
+            local.attend_into(dq, do, v, k, before=None if before is None else before.mT, **own)
+            dk, dv = local.key_value_gradients(do, q, k, v, after=coming(), **own)
+            return dq, dk, dv, None, None
+        dq, dk, dv = local.gradients(do, q, k, v, **own)  # in one launch, as on a single GPU
+        if before is not None:
+            add_decayed(dq[:, :, near], do[:, :, near], before.mT, weights=weights)
         after = coming()
-        dk, dv = local.key_value_gradients(
-            do, q, k, v, slopes=plan.slopes, scale=scale, after=after, by_kernel=plan.by_kernel
-        )
+        if after is not None:
+            after, last = after.to(q.dtype), slice(plan.length - plan.border, plan.length)
+            add_decayed(dk[:, :, last], v[:, :, last], after.mT, weights=plan.to_end)
+            add_decayed(dv[:, :, last], k[:, :, last], after, weights=plan.to_end)
         return dq, dk, dv, None, None
 
 

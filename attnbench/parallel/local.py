@@ -38,6 +38,16 @@ def whole(q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: floa
     return lightning2.lightning_attention_2(q, k, v, slopes, scale=scale)
 
 
+def gradients(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, by_kernel: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of a segment between empty states."""
+    if by_kernel:
+        return lightning2.gradients(do, q, k, v, slopes, scale=scale)
+    dq, _ = lightning_torch.forward_with_state(do, v, k, slopes=slopes, scale=scale)
+    return dq, *lightning_torch.key_value_gradients(q, k, v, do, slopes=slopes, scale=scale)
+
+
 def key_value_gradients(
     do: Tensor,
     q: Tensor,

@@ -37,7 +37,7 @@ PREDICTED_RANKS: Final = (8, 64, 1024)
 _FORWARD_SHARE: Final = 2 / 7
 _BACKWARD_HIDDEN: Final = (
     1 / 3
-)  # dq is one of the three scans of a backward, and computed while states travel
+)  # dq is one of the three scans of a backward, and computed while states travel that all of the piece waits for
 _HOP_S: Final = 2e-6  # of a step inside of a collective within a host
 _FABRIC_S: Final = 2e-6  # what a step over InfiniBand takes longer than one within a host
 _LATENCY_S: Final = 10e-6  # of a step, where none was measured
@@ -149,11 +149,10 @@ class Line:
         decay, dtype = self.key[6], self.key[5]
         if decay is None:
             return 1 - 1 / problem.ranks  # the last block has nothing to wait for
-        if not forward:
-            return _BACKWARD_HIDDEN
         slopes = geometric_slopes(problem.heads) if decay else None
-        reach = Decay.of(slopes, dtype=TORCH_DTYPES[dtype]).reach
-        return 1.0 if reach < problem.seq_len // problem.ranks else 1 / HEAD_SHARE
+        if Decay.of(slopes, dtype=TORCH_DTYPES[dtype]).reach < problem.seq_len // problem.ranks:
+            return 1.0
+        return 1 / HEAD_SHARE if forward else _BACKWARD_HIDDEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +181,8 @@ class Scaling:
             "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and "
             "all ranks are equally fast. The steps of one all-gather but the first take "
             f"{_HOP_S * 1e6:.0f} µs and their bytes, over InfiniBand {(_HOP_S + _FABRIC_S) * 1e6:.0f} µs (assumed).",
-            "Hidden are transfers behind all of a forward whose heads forget within a piece, else behind "
-            f"1/{HEAD_SHARE} of it; behind 1/3 of a backward; behind all blocks of ring attention but one.",
+            "Hidden are transfers behind all of a call whose heads forget within a piece, else behind "
+            f"1/{HEAD_SHARE} of its forward and 1/3 of its backward; behind all blocks of ring attention but one.",
             f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
             "down.",
             self._check(keys),

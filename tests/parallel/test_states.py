@@ -141,8 +141,8 @@ def test_16_bit_products_are_summed_in_fp32_on_a_gpu(tokens: int) -> None:
 @pytest.mark.parametrize(
     ("slopes", "rank", "forward", "backward"),
     [
-        ("decay", 0, ["mul", "bmm"], ["mul", "bmm"]),
-        ("decay", 1, ["mul", "bmm", "mul", "_to_copy", "baddbmm_"], ["mul", "bmm"]),
+        ("decay", 0, ["mul", "bmm"], ["mul", "bmm", "_to_copy", *["mul", "baddbmm_"] * 2]),
+        ("decay", 1, ["mul", "bmm", "_to_copy", "mul", "baddbmm_"], ["mul", "bmm", "mul", "baddbmm_"]),
         ("plain", 0, ["bmm", "sum"], ["bmm", "sum", "mul_"]),
         ("plain", 1, ["bmm", "sum", "_to_copy", "baddbmm_", "addcmul"], ["bmm", "sum", "mul_"]),
     ],
@@ -158,9 +158,8 @@ def test_beside_its_kernels_a_rank_launches_little(
 ) -> None:
     """On tensors without data, which take the way of a GPU; the kernels are left out."""
     monkeypatch.setattr(local, "attend_into", _no_kernel)
-    monkeypatch.setattr(
-        local, "key_value_gradients", lambda do, q, k, v, **_: (k.new_empty(k.shape), v.new_empty(v.shape))
-    )
+    monkeypatch.setattr(local, "gradients", lambda do, *x, **_: tuple(map(torch.empty_like, x)))
+    monkeypatch.setattr(local, "key_value_gradients", lambda do, q, *x, **_: tuple(map(torch.empty_like, x)))
     nowhere = torch.device("meta")
     attend = LightningParallel(
         2**17,
@@ -219,6 +218,7 @@ def test_kernels_and_pytorch_compute_the_same_segment(slopes: list[float] | None
         )
         assert out[:, :, :20].isnan().all()
         assert state is not None
-        found.append((out[:, :, 20:], state, dk, dv))
+        alone = local.gradients(do, q, k, v, slopes=given_slopes, scale=0.3, by_kernel=by_kernel)
+        found.append((out[:, :, 20:], state, dk, dv, *alone))
     for kernel, torch_ in zip(*found, strict=True):
         torch.testing.assert_close(kernel, torch_, rtol=2e-5, atol=2e-4)
