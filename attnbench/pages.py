@@ -97,9 +97,9 @@ STYLES: Mapping[str, Style] = {
     "performer": Style(colour="#762A83", dash=_DASH_DOT, marker="v"),
     "rfa": Style(colour="#2C5AA0", dash=_DOTTED, marker=">"),
     "flash4": Style(colour="#0E7C86", dash=_DOTTED, marker="D"),
-    "lightning2-lasp": Style(colour="#E8A33D", dash=_DASHED, marker="*"),
+    "lightning2-lasp": Style(colour="#E8A33D", dash=_DASHED, marker="v"),
     "lightning2-lasp2": Style(colour="#C44E00", marker="p", width=2.0),
-    "ring-attention": Style(colour="#0A5C8C", marker="*"),
+    "ring-attention": Style(colour="#0A5C8C", marker="s"),
     "streaming-llm": Style(colour="#B8860B", dash=_LONG, marker=">"),
 }
 

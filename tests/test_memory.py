@@ -13,7 +13,7 @@ import torch
 
 from attnbench.case import Case, Memory, Workload
 from attnbench.measure import inputs
-from attnbench.measure.memory import HostMeter, memory_pass
+from attnbench.measure.memory import HostMeter, memory_pass, open_meter
 from attnbench.registry import Provider, find
 from attnbench.semantics import SEMANTICS
 
@@ -55,6 +55,18 @@ def test_what_is_created_counts_until_it_is_freed() -> None:
         assert (meter.alive(), meter.peak()) == (8000, 12_000)
         del b
         assert (meter.alive(), meter.peak()) == (0, 12_000)
+
+
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_meter_begins_at_zero_whatever_was_alive_before(kind: str) -> None:
+    device = torch.device(kind)
+    torch.zeros(2**24, device=device)  # 64 MiB, which nobody keeps
+    kept = torch.zeros(2**20, device=device)
+    with open_meter(device) as meter:
+        assert (meter.alive(), meter.peak()) == (0, 0)
+        own = torch.zeros(2**18, device=device)
+        assert (meter.alive(), meter.peak()) == (own.nbytes, own.nbytes)
+        assert kept.nbytes > own.nbytes
 
 
 def test_views_and_in_place_operations_cost_nothing() -> None:

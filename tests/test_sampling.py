@@ -32,7 +32,7 @@ class ScriptedClock:
     def once(self, call: Call) -> float:
         return self.batch(call, 1)[0]
 
-    def batch(self, call: Call, count: int) -> list[float]:
+    def batch(self, call: Call, count: int, *, meet: Call | None = None) -> list[float]:
         samples = [next(self._script) for _ in range(count)]
         self.now_s += sum(samples) / 1e3
         self.batches.append(samples)

@@ -251,6 +251,34 @@ def key_value_gradients(
     return dk, dv
 
 
+def gradients(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dq, dk and dv of `lightning_attention_2` from an empty state, without a graph: one launch where D = E.
+
+    do: [B, H, N, E]; q, k, v, slopes, scale and errors as there. Returns dq, dk [B, H, N, D] and dv [B, H, N, E] in the
+    dtypes of q, k and v.
+
+    Source: arXiv 2401.04658, Algorithm 2.
+    """
+    slopes, values = _checked_slopes(q, k, v, slopes, None)
+    hints, needed = Hints(values=values), (True, True, True, False)
+    found = _backward(
+        do, None, q, k, v, slopes, None, scale=_validate.scale(scale), hints=hints, needed=needed
+    )
+    dq, dk, dv, _ = found
+    assert dq is not None
+    assert dk is not None
+    assert dv is not None
+    return dq, dk, dv
+
+
 def _checked_slopes(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -25,8 +25,12 @@ class Clock(Interface):
     def once(self, call: Call) -> float:
         """One call on the host's clock, the device idle before and after: what a first call costs a user."""
 
-    def batch(self, call: Call, count: int) -> list[float]:
-        """`count` samples in time order, each with the cache state asked for."""
+    def batch(self, call: Call, count: int, *, meet: Call | None = None) -> list[float]:
+        """`count` samples in time order, each with the cache state asked for.
+
+        meet: comes right before each sample, and is no part of it: where processes that sample together wait for each
+        other.
+        """
 
     @property
     def clears(self) -> bool:
@@ -43,7 +47,7 @@ class CudaClock:
     """CUDA events around each call; with a cold cache, a buffer over twice the L2 is written before each sample.
 
     The host runs ahead of the device within a batch, so a sample holds launch gaps only where the host really
-    is the slower of the two.
+    is the slower of the two. A `meet` that waits on the device leaves it so.
     """
 
     def __init__(self, *, device: torch.device, cache: Cache) -> None:
@@ -69,12 +73,14 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
         return (time.perf_counter() - start) * 1e3
 
-    def batch(self, call: Call, count: int) -> list[float]:
+    def batch(self, call: Call, count: int, *, meet: Call | None = None) -> list[float]:
         pairs = [
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)
         ]
         for start, end in pairs:
             self.clear()
+            if meet is not None:
+                meet()
             start.record()
             call()
             end.record()
@@ -104,10 +110,12 @@ class HostClock:
         call()
         return (time.perf_counter() - start) * 1e3
 
-    def batch(self, call: Call, count: int) -> list[float]:
+    def batch(self, call: Call, count: int, *, meet: Call | None = None) -> list[float]:
         samples = []
         for _ in range(count):
             self.clear()
+            if meet is not None:
+                meet()
             samples.append(self.once(call))
         return samples
 

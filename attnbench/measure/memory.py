@@ -22,7 +22,7 @@ from attnbench.measure.observed import Observer
 
 
 class Meter(Interface):
-    """Bytes alive now, and the most that were alive since `reset`; both above what was alive at the start."""
+    """Bytes alive now, and the most that were alive since the start or `reset`; above what was alive at the start."""
 
     def reset(self) -> None: ...
     def alive(self) -> int: ...
@@ -38,6 +38,7 @@ class CudaMeter:
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # reserved memory of earlier cases is not this one's
         self._base = torch.cuda.memory_allocated(device)
+        self.reset()  # nor is their peak
 
     def reset(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)

@@ -56,7 +56,6 @@ def peak_bytes(device: torch.device) -> Iterator[Callable[[], int | None]]:
         yield lambda: None
         return
     with open_meter(device) as meter:
-        meter.reset()
         yield meter.peak
 
 

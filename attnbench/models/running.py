@@ -12,12 +12,13 @@ from typing import Any, Generic, Protocol
 
 from attnbench.case import Status
 from attnbench.executors.lock import Descriptors, device_lock
+from attnbench.executors.spared import NOT_ATTEMPTED, Forecast
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
 from attnbench.models.records import Loss, R, TrainStep
 
-_GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
+GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
 LEAST_S = 5.0  # of budget, below which no case is begun
 # With fixed segments a long step may fail for want of one large piece, with enough free in small ones.
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
@@ -62,7 +63,9 @@ class Run(Generic[R]):
 
     series: of a request, what it shares with those that differ from it in length alone; once one of them took too
     long, longer ones are not attempted. blank: the record of a request of which nothing is known. start: makes a
-    worker that inherits the descriptors of the device's lock; None: a process of `models.worker`.
+    worker that inherits the descriptors of the device's lock; None: a process of `models.worker`. forecast: of
+    requests that must take too long; None: all are attempted. warm_grace_s: the time beyond its limit of a worker that
+    answered a case of the series before, and so has started, compiled and checked what this one needs.
     """
 
     folder: Folder[R]
@@ -73,9 +76,12 @@ class Run(Generic[R]):
     say: Say
     describe: Callable[[R], str]
     start: Callable[[Descriptors], Worker] | None = None
+    forecast: Forecast | None = None
+    warm_grace_s: float = GRACE_S
     _worker: Worker | None = None
     _lock: Descriptors | None = None
     _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _warm: set[tuple[object, ...]] = field(default_factory=set)  # what the worker has answered
 
     def measure(self, requests: Sequence[Any]) -> Outcome[R]:
         """Measure those that the folder lacks; it is merged in the end, however that comes.
@@ -85,19 +91,24 @@ class Run(Generic[R]):
         begun = now_s()
         done = self.folder.done()
         todo = [request for request in requests if request.case_id not in done]
+        for request in requests:
+            if self.forecast is not None and request.case_id in done:
+                self.forecast.learn(request, self.folder.rows([request.case_id]))
         missing: list[str] = []
         left = 0
         try:
             with self._running() if todo else contextlib.nullcontext():
                 for count, request in enumerate(todo):
                     remaining = None if self.budget_s is None else self.budget_s - (now_s() - begun)
-                    if remaining is not None and remaining < LEAST_S:
-                        left = len(todo) - count
-                        break
-                    reason = self._case(request, remaining=remaining)
+                    reason: str | None = _CUT
+                    if remaining is None or remaining >= LEAST_S:
+                        reason = self._case(request, remaining=remaining)
                     if reason is _CUT:
-                        left = len(todo) - count
+                        left += len(todo) - count
                         break
+                    if reason is _LATER:
+                        left += 1
+                        continue
                     if reason is not None:
                         missing.append(f"{request.case_id}: {reason}")
                     self._tell(request, reason, count=count + 1, total=len(todo), begun=begun)
@@ -107,40 +118,58 @@ class Run(Generic[R]):
         return Outcome(rows=self.folder.rows([r.case_id for r in requests]), missing=missing, left=left)
 
     def _case(self, request: Any, *, remaining: float | None) -> str | None:
-        """Measure one case and keep it. Returns why there is nothing to keep: None, a reason, or _CUT."""
-        longer = self._overlong.get(self.series(request))
-        if longer is not None:
-            return self._keep_failed(request, Status.TIMEOUT, f"not attempted: {longer}")
+        """Measure one case and keep it. Returns why there is nothing to keep: None, a reason, _CUT or _LATER."""
+        series = self.series(request)
+        reason = self._spared(request, limit_s=request.limit_s)
+        if reason is not None:
+            return self._keep_failed(request, Status.TIMEOUT, reason)
         limit = request.limit_s if remaining is None else min(request.limit_s, remaining)
+        if self._spared(request, limit_s=limit) is not None:
+            return _LATER
+        grace = self.warm_grace_s if series in self._warm else GRACE_S
         message = {
             "kind": self.folder.kind.KIND,
             "request": dataclasses.asdict(dataclasses.replace(request, limit_s=limit)),
         }
         try:
-            reply = self._ready().ask(message, limit_s=limit + _GRACE_S)
+            reply = self._ready().ask(message, limit_s=limit + grace)
         except WorkerDiedError as error:
-            self._worker = None
+            self._warm.clear()
             return self._keep_failed(request, Status.CRASHED, str(error))
         except WorkerHungError as error:
-            self._worker = None
+            self._warm.clear()
             if limit < request.limit_s:
                 return _CUT
             reason = f"{error}: the worker was ended"
-            self._overlong[self.series(request)] = f"a shorter one took too long ({reason})"
+            self._overlong[series] = f"a shorter one took too long ({reason})"
             return self._keep_failed(request, Status.TIMEOUT, reason)
+        if all(row["status"] == Status.OK for row in reply["rows"] if "status" in row):
+            self._warm.add(series)
+        else:
+            self._warm.clear()  # what failed may have ended processes
         rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
         timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
         if timeouts and limit < request.limit_s:
             return _CUT  # the budget's fault, not the case's: the next sitting measures it
         if timeouts:
-            self._overlong[self.series(request)] = f"a shorter one took too long ({timeouts[0]})"
+            self._overlong[series] = f"a shorter one took too long ({timeouts[0]})"
+        if self.forecast is not None:
+            self.forecast.learn(request, rows)
         if rows:
             self.folder.keep(request.case_id, rows, environment=self._ready().environment)
         if reply["lost_device"]:
+            self._warm.clear()
             self._ready().end()
             self._worker = None
         reason_text: str | None = reply["reason"]
         return reason_text
+
+    def _spared(self, request: Any, *, limit_s: float) -> str | None:
+        """Why a request need not be attempted, by shorter ones of its series; None: it should be."""
+        series = self.series(request)
+        if series in self._overlong:
+            return f"{NOT_ATTEMPTED}: {self._overlong[series]}"
+        return None if self.forecast is None else self.forecast.reason(request, limit_s=limit_s)
 
     def _keep_failed(self, request: Any, status: Status, reason: str) -> str | None:
         if self.folder.kind is Loss:
@@ -164,11 +193,11 @@ class Run(Generic[R]):
                 self.folder.open(device=environment["device"])
                 yield
             except BaseException:
-                if self._worker is not None:
+                if self._worker is not None and self._worker.alive:
                     self._worker.kill()
                 raise
             else:
-                if self._worker is not None:
+                if self._worker is not None and self._worker.alive:
                     self._worker.end()
             finally:
                 self._worker = None
@@ -198,6 +227,7 @@ class Run(Generic[R]):
 
 
 _CUT = "the budget ended"
+_LATER = "more than what is left of the budget"
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

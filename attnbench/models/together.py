@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from attnbench.case import Status
 from attnbench.executors.lock import device_lock
+from attnbench.executors.spared import Forecast
 from attnbench.measure.clock import now_s
 from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
@@ -27,8 +28,9 @@ def measure_together(
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
+    forecast: Forecast | None = None,
 ) -> Outcome[R]:
-    """Measure what the folder lacks, on all ranks: `measure` makes the record of a request.
+    """Measure what the folder lacks, on all ranks: `measure` makes the record of a request, `forecast` spares some.
 
     What is returned counts on the first rank alone. One that runs out of memory by itself takes the others down when
     they have waited for it: the case is `crashed` when the same command is given again, and the run goes on behind it.
@@ -39,7 +41,15 @@ def measure_together(
     """
     ours = ranks.device.type == "cuda" or ranks.rank == 0
     with device_lock(ranks.device.type, index=ranks.device.index) if ours else contextlib.nullcontext():
-        return _measure(requests, folder=folder, measure=measure, ranks=ranks, budget_s=budget_s, say=say)
+        return _measure(
+            requests,
+            folder=folder,
+            measure=measure,
+            ranks=ranks,
+            budget_s=budget_s,
+            say=say,
+            forecast=forecast,
+        )
 
 
 def _measure(
@@ -50,6 +60,7 @@ def _measure(
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
+    forecast: Forecast | None,
 ) -> Outcome[R]:
     environment = collect(ranks.device)
     if ranks.rank == 0:
@@ -60,9 +71,11 @@ def _measure(
         if ranks.any(budget_s is not None and now_s() - begun > budget_s - LEAST_S):
             left += 1
             continue
-        if not ranks.any(ranks.rank == 0 and _to_do(request, folder, environment=environment)):
+        if not ranks.any(ranks.rank == 0 and _to_do(request, folder, environment, forecast)):
             continue
         row = measure(request)
+        if forecast is not None:
+            forecast.learn(request, [row])
         if ranks.rank == 0:
             folder.keep(request.case_id, [row], environment=environment)
             say(f"{request.case_id}: {row.status}" + (f": {row.reason}" if row.reason else ""))
@@ -73,13 +86,23 @@ def _measure(
     return Outcome(rows=done, missing=[], left=left)
 
 
-def _to_do(request: Any, folder: Folder[Any], *, environment: dict[str, object]) -> bool:
-    """Is a case still to be measured? One at which the processes ended before is not: it becomes a row now."""
+def _to_do(
+    request: Any, folder: Folder[Any], environment: dict[str, object], forecast: Forecast | None
+) -> bool:
+    """Is a case still to be measured?
+
+    One at which the processes ended before is not, nor one that must take too long: it becomes a row now.
+    """
     if request.case_id in folder.done():
+        if forecast is not None:
+            forecast.learn(request, folder.rows([request.case_id]))
         return False
+    status, reason = Status.TIMEOUT, forecast and forecast.reason(request, limit_s=request.limit_s)
     if folder.unfinished(request.case_id):
+        status = Status.CRASHED
         reason = "the processes ended during this case, as they do when one of them runs out of memory"
-        row = dataclasses.replace(request.blank(), status=str(Status.CRASHED), reason=reason)
+    if reason:
+        row = dataclasses.replace(request.blank(), status=str(status), reason=reason)
         folder.keep(request.case_id, [row], environment=environment)
         return False
     folder.begin(request.case_id)

@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 
 _DEFAULT_OUT = Path("runs") / "parallel"
+_WARM_GRACE_S = (
+    10.0  # ranks decide alike before each call whether it fits, so they are late by what one took longer
+)
 
 
 @app.command("run", epilog=example("attnbench parallel run --ranks 1,2 --seq-len 64k,256k,1M --minutes 5"))
@@ -153,15 +156,18 @@ def _measure(
     import torch
 
     from attnbench.errors import UserError
+    from attnbench.executors.spared import Forecast
     from attnbench.measure.environment import collect, pick_device
     from attnbench.models.distributed import joined, launched
     from attnbench.models.running import Run
     from attnbench.models.together import measure_together
     from attnbench.parallel import findings, planning
-    from attnbench.parallel.group import NO_MULTICAST, RankGroup
+    from attnbench.parallel.group import NCCL_VARIABLES, RankGroups
     from attnbench.parallel.measuring import measure_parallel
+    from attnbench.parallel.mechanisms import MECHANISMS
 
     gpus = torch.cuda.device_count()
+    forecast = Forecast(series=planning.series, cost=lambda request: MECHANISMS[request.mechanism].cost)
     if launched():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         if kind == "cuda" and here > gpus:
@@ -169,7 +175,7 @@ def _measure(
                 f"torchrun started {here} ranks on this host, which need {here} GPUs, and torch sees {gpus}; try "
                 f"--nproc-per-node {gpus}"
             )
-        os.environ.update(NO_MULTICAST)
+        os.environ.update(NCCL_VARIABLES)
         with joined(kind) as ranks:
             outcome = measure_together(
                 plan.requests(kind=kind, gpus=gpus, launched=ranks.count),
@@ -178,13 +184,14 @@ def _measure(
                 ranks=ranks,
                 budget_s=budget_s,
                 say=say,
+                forecast=forecast,
             )
             return outcome if ranks.rank == 0 else None
     requests: list[ParallelRequest] = plan.requests(kind=kind, gpus=gpus)
     environment = collect(pick_device(kind))
 
     def start(lock: Descriptors) -> Worker:
-        return RankGroup(device=kind, log=folder.log, inherit=lock, environment=environment)
+        return RankGroups(device=kind, log=folder.log, inherit=lock, environment=environment)
 
     return Run(
         folder=folder,
@@ -195,4 +202,6 @@ def _measure(
         say=say,
         describe=findings.line,
         start=start,
+        forecast=forecast,
+        warm_grace_s=_WARM_GRACE_S,
     ).measure(requests)

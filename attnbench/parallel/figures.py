@@ -45,6 +45,8 @@ _WIDTH: Final = 9.6  # inches
 _PANEL: Final = (3.75, 2.5)
 _LEFT, _BETWEEN, _BELOW = 0.75, 0.95, 0.62
 _RANKS: Final = tuple(2**power for power in range(11))
+_ASIDE: Final = 1.05  # how far marks of one number of ranks lie from each other, as a factor
+_NOTE: Final = 0.05  # the height of a note in that of its panel
 _LINK_DASHES: Final = ("-", (0.0, (3.0, 1.5)))  # NVLink, InfiniBand
 
 Points = Sequence[tuple[float, float]]
@@ -73,12 +75,14 @@ def plot_scaling(
     """
     pages: dict[tuple[object, ...], list[ParallelCase]] = {}
     for row in rows:
-        if row.status == Status.OK:
-            pages.setdefault((row.workload, row.batch, row.heads, row.head_dim, row.dtype), []).append(row)
+        pages.setdefault((row.workload, row.batch, row.heads, row.head_dim, row.dtype), []).append(row)
     written = []
     with drawing(formats):
         for (workload, batch, heads, head_dim, dtype), page in pages.items():
-            figure = _draw(page, scaling)
+            known = [row for row in page if row.status == Status.OK]
+            if not known:
+                continue
+            figure = _draw(known, scaling, missing=[row for row in page if row.status != Status.OK])
             stem = f"scaling.{workload}.B{batch}-H{heads}-D{head_dim}.{dtype}"
             written += [save(figure, folder / f"{stem}.{name}") for name in formats]
     return written
@@ -89,10 +93,9 @@ def line_name(key: Key) -> str:
     return key[0] if key[6] is not False else f"{key[0]}@no decay"
 
 
-def _draw(rows: Sequence[ParallelCase], scaling: Scaling) -> Figure:
-    longest = max(row.seq_len for row in rows)
-    most = max(row.ranks for row in rows)
-    per_rank = max(row.seq_len // row.ranks for row in rows if row.ranks == most)
+def _draw(rows: Sequence[ParallelCase], scaling: Scaling, *, missing: Sequence[ParallelCase]) -> Figure:
+    longest = _most_compared(rows, lambda row: row.seq_len)
+    per_rank = _most_compared(rows, lambda row: row.seq_len // row.ranks)
     panels = [
         _over_ranks(rows, scaling, seq_len=lambda ranks: longest, each=False, what=f"{longest:,} tokens"),
         _over_ranks(
@@ -115,7 +118,8 @@ def _draw(rows: Sequence[ParallelCase], scaling: Scaling) -> Figure:
         for number, link in enumerate(scaling.links)
     )
     sub = wrap(f"Measured on {device} (marks). {links}", width=width, size=SMALL)
-    notes = [part for sentence in scaling.assumptions for part in wrap(sentence, width=width, size=SMALL)]
+    sentences = [*_gaps(rows, scaling, missing), *scaling.assumptions_of({same_line(row) for row in rows})]
+    notes = [part for sentence in sentences for part in wrap(sentence, width=width, size=SMALL)]
     names = in_order(line_name(same_line(row)) for row in rows)
     entries = [(name, name.replace("@", ", ")) for name in names]
     columns = legend_columns(entries, width=width)
@@ -133,6 +137,32 @@ def _draw(rows: Sequence[ParallelCase], scaling: Scaling) -> Figure:
     legend(canvas, entries, columns=columns, top=below)
     canvas.lines(notes, x=EDGE, top=below + legend_height, size=SMALL, colour="#555555")
     return figure
+
+
+def _most_compared(rows: Sequence[ParallelCase], length: Callable[[ParallelCase], int]) -> int:
+    """The length that was measured on most numbers of ranks; the longest one of these."""
+    counts: dict[int, set[int]] = {}
+    for row in rows:
+        counts.setdefault(length(row), set()).add(row.ranks)
+    return max(counts, key=lambda each: (len(counts[each]), each))
+
+
+def _gaps(rows: Sequence[ParallelCase], scaling: Scaling, missing: Sequence[ParallelCase]) -> list[str]:
+    """Sentences on what a reader would look for and not find."""
+    found: dict[tuple[str, int, str], list[int]] = {}
+    for row in sorted(missing, key=lambda row: row.seq_len):
+        name = line_name(same_line(row)).replace("@", ", ")
+        found.setdefault((name, row.ranks, row.status), []).append(row.seq_len)
+    gaps = [
+        f"{name} on {ranks} {'rank' if ranks == 1 else 'ranks'} at {', '.join(map(length_label, lengths))} ({status})"
+        for (name, ranks, status), lengths in found.items()
+    ]
+    short = in_order(line_name(same_line(row)) for row in rows if same_line(row) not in scaling.lines)
+    return [
+        *([f"Not measured: {'; '.join(gaps)}."] if gaps else []),
+        *([] if any(row.ranks > 1 for row in rows) else ["Nothing here was measured on several ranks."]),
+        *(f"{name.replace('@', ', ')} has no line: it takes two lengths to fit one." for name in short),
+    ]
 
 
 def _over_ranks(
@@ -233,13 +263,16 @@ def _fill(canvas: Canvas, panel: _Panel, *, x: float, top: float) -> None:
             linewidth=1.1,
             zorder=2,
         )
-    for name, note, points in panel.measured:
+    drawn = list(dict.fromkeys(name for name, _, points in panel.measured if points))
+    for name, _, points in panel.measured:
         if not points:
             continue
         style = style_of(name)
         xs, ys = zip(*points, strict=True)
+        # At one number of ranks marks lie beside each other; a broken line lies over a whole one.
+        aside = 1.0 if panel.lengths else _ASIDE ** (2 * drawn.index(name) - len(drawn) + 1)
         axes.plot(
-            xs,
+            [x * aside for x in xs],
             ys,
             color=style.colour,
             linestyle=style.dash if panel.lengths else "none",
@@ -248,10 +281,30 @@ def _fill(canvas: Canvas, panel: _Panel, *, x: float, top: float) -> None:
             markersize=marker_size(style),
             markeredgecolor="white",
             markeredgewidth=0.4,
-            zorder=3,
+            zorder=3 if style.dash == "-" else 4,
         )
-        if note:
-            axes.annotate(note, (xs[-1], ys[-1]), xytext=(4, -2), textcoords="offset points", fontsize=SMALL)
+    _note_ends(axes, panel)
+
+
+def _note_ends(axes: Axes, panel: _Panel) -> None:
+    """The notes at the ends of lines, moved up from each other; one for lines that end together."""
+    placed: list[tuple[str, float, float]] = []
+    to_axes = axes.transScale + axes.transLimits
+    ends = [(note, *to_axes.transform(points[-1])) for _, note, points in panel.measured if note and points]
+    for note, x, y in sorted(ends, key=lambda end: end[2]):
+        near = [(other, b) for other, a, b in placed if abs(a - x) < _NOTE]
+        if any(other == note and abs(b - y) < _NOTE for other, b in near):
+            continue
+        above = max([y, *(b + _NOTE for _, b in near)])
+        placed.append((note, x, above))
+        axes.annotate(
+            note,
+            (x, above),
+            xycoords="axes fraction",
+            xytext=(4, -2),
+            textcoords="offset points",
+            fontsize=SMALL,
+        )
 
 
 def _scales(axes: Axes, panel: _Panel) -> None:

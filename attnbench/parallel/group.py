@@ -22,8 +22,13 @@ _GRACE_S = 5.0
 _FIRST = (Status.OOM, Status.UNSUPPORTED, Status.INCORRECT, Status.TIMEOUT, Status.ERROR)
 
 
-# Of every rank: NVLink multicast stays off.
-NO_MULTICAST: Mapping[str, str] = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+# Of every rank: NVLink multicast stays off; and transfers come first where a multiprocessor becomes free, as they are
+# to happen while a long kernel computes.
+NCCL_VARIABLES: Mapping[str, str] = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "TORCH_NCCL_HIGH_PRIORITY": "1",
+}
 
 
 def variables(*, rank: int, ranks: int, device: str) -> dict[str, str]:
@@ -31,7 +36,7 @@ def variables(*, rank: int, ranks: int, device: str) -> dict[str, str]:
 
     On the CPU ranks share the cores and reach each other over the loopback, unless the user set that otherwise.
     """
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **NO_MULTICAST}
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **NCCL_VARIABLES}
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // ranks)
         usual = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
@@ -48,10 +53,13 @@ class _Rank(WorkerProcess):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class RankGroup:
-    """Processes that measure together, one for each rank; a worker as `attnbench.models.running` wants one.
+class RankGroups:
+    """A group for each number of ranks; together a worker as `attnbench.models.running` wants one.
 
-    They are started for the first case, and anew for one with another number of ranks. environment: of the machine.
+    Groups stay, so that cases on one rank and on more can take turns without processes that start anew. An idle one
+    keeps what its processes need to exist; where another runs out of memory that is given up too.
+
+    environment: of the machine.
     """
 
     alive = True
@@ -60,7 +68,40 @@ class RankGroup:
         self, *, device: str, log: Path, inherit: Descriptors, environment: Mapping[str, Any]
     ) -> None:
         self.environment = dict(environment)
-        self._device, self._log, self._inherit = device, log, inherit
+        self._make = partial(RankGroup, device=device, log=log, inherit=inherit)
+        self._groups: dict[int, RankGroup] = {}
+
+    def of(self, count: int) -> RankGroup:
+        """The group of so many ranks."""
+        return self._groups.setdefault(count, self._make(count))
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        """Hand a case to the ranks that it is for; answers and errors are as of `RankGroup.ask`."""
+        group = self.of(int(message["request"]["ranks"]))
+        others = [each for each in self._groups.values() if each is not group and each.processes]
+        reply = group.ask(message, limit_s=limit_s)
+        if others and any(row["status"] == Status.OOM for row in reply["rows"]):
+            for each in others:
+                each.end()
+            reply = group.ask(message, limit_s=limit_s)
+        return reply
+
+    def end(self) -> None:
+        """Let idle ranks go."""
+        for group in self._groups.values():
+            group.end()
+
+    def kill(self) -> None:
+        """End all ranks at once."""
+        for group in self._groups.values():
+            group.kill()
+
+
+class RankGroup:
+    """Processes that measure together, one for each rank; started for the first case, and anew when they are gone."""
+
+    def __init__(self, count: int, *, device: str, log: Path, inherit: Descriptors) -> None:
+        self._count, self._device, self._log, self._inherit = count, device, log, inherit
         self._processes: list[_Rank] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -69,10 +110,8 @@ class RankGroup:
 
         Raises WorkerDiedError when a rank died, WorkerHungError when one gave no answer in time; all are gone then.
         """
-        count = int(message["request"]["ranks"])
-        if len(self._processes) != count:
-            self.end()
-            self._begin(count)
+        if not self._processes:
+            self._begin()
         assert self._folder is not None
         full = {**message, "rendezvous": str(Path(self._folder.name) / "rendezvous")}
         answers = self._together([partial(each.ask, full, limit_s=limit_s) for each in self._processes])
@@ -86,13 +125,18 @@ class RankGroup:
         if died:
             rank, error = died[0]
             kind = WorkerHungError if isinstance(error, WorkerHungError) else WorkerDiedError
-            raise kind(f"rank {rank} of {count}: {error}")
+            raise kind(f"rank {rank} of {self._count}: {error}")
         return {**(failed or replies)[0], "lost_device": False}
+
+    @property
+    def processes(self) -> Sequence[_Rank]:
+        """Those that there are, by rank."""
+        return tuple(self._processes)
 
     def end(self) -> None:
         """Let idle ranks go."""
-        for process in self._processes:
-            process.end()
+        with ThreadPoolExecutor(self._count) as pool:
+            list(pool.map(_Rank.end, self._processes))
         self._forget()
 
     def kill(self) -> None:
@@ -101,10 +145,10 @@ class RankGroup:
             process.kill()
         self._forget()
 
-    def _begin(self, count: int) -> None:
+    def _begin(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="attnbench-ranks-")
-        with ThreadPoolExecutor(count) as pool:
-            started = [pool.submit(self._start, rank, count) for rank in range(count)]
+        with ThreadPoolExecutor(self._count) as pool:
+            started = [pool.submit(self._start, rank) for rank in range(self._count)]
         self._processes = [each.result() for each in started if each.exception() is None]
         for each in started:
             error = each.exception()
@@ -112,13 +156,13 @@ class RankGroup:
                 self.kill()
                 raise error
 
-    def _start(self, rank: int, count: int) -> _Rank:
+    def _start(self, rank: int) -> _Rank:
         return _Rank(
             device=self._device,
             log=self._log,
             inherit=self._inherit,
             module="attnbench.parallel.rank",
-            interpreter=Interpreter(variables=variables(rank=rank, ranks=count, device=self._device)),
+            interpreter=Interpreter(variables=variables(rank=rank, ranks=self._count, device=self._device)),
         )
 
     def _together(self, asks: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any] | Exception]:

@@ -7,11 +7,13 @@ the state behind it; both are [B, H, D, E], whatever the length. What travels is
     backward  D = scale sum_t lambda^(t+1) q_t^T do_t, exchanged to U   dq = F(do, v, k) from P^T; dk, dv from U
 
 LASP (arXiv 2404.02882) hands P from rank to rank; LASP-2 (arXiv 2502.07563) gathers all L, once forward and once
-backward, and every rank adds up what concerns it. While states travel the head of the piece is computed (backward: dq).
+backward, and every rank adds up what concerns it. While states travel the head of the piece is computed, and backward
+dq; where all heads forget within a piece that is all of it, both ways, and the tokens at its borders are corrected.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +26,7 @@ from attnbench.parallel.sharding import Sharding, contiguous
 from attnbench.parallel.states import (
     Decay,
     add_decayed,
+    advanced,
     border_distances,
     combine,
     state_dtype,
@@ -73,25 +76,42 @@ class LightningParallel:
         lengths, rank = self.sharding.lengths, wire.rank
         self.length = lengths[rank]
         self.border = self._decay.within(self.length)  # tokens that matter across a border of the piece
-        whole = self.border < self.length or wire.ranks == 1
+        self.forgets = self.border < self.length  # every head, within this piece
+        whole = self.forgets or wire.ranks == 1
         self.head = self.length if whole else -(-self.length // HEAD_SHARE)
-        kind = state_dtype(dtype)
+        self._kind, self._device = state_dtype(dtype), device
         steps = torch.arange(self.border, device=device)
-        self.from_start = self._decay.token_weights(steps + 1, dtype=kind)  # lambda^1 .. lambda^border
-        self.to_end = self._decay.token_weights(steps.flip(0), dtype=kind)  # lambda^(border-1) .. 1
+        self.from_start = self._decay.token_weights(steps + 1, dtype=self._kind)  # lambda^1 .. lambda^border
+        self.to_end = self._decay.token_weights(steps.flip(0), dtype=self._kind)  # lambda^(border-1) .. 1
+        self.over_head = self._over(self.head)
+        self._scaled: tuple[float, Tensor | None] = (1.0, self.from_start)
         self._exchange: Exchange
         if gathers:
-            self._exchange = _Gather(self, lengths=lengths, device=device, dtype=kind)
+            self._exchange = _Gather(self, lengths=lengths)
         else:
-            factor = self._decay.powers(torch.tensor(float(self.length), device=device), dtype=kind)
-            self._exchange = _Chain(self, factor=factor[:, None, None])
+            self._exchange = _Chain(self, factor=self._over(self.length))
 
-    def weights(
-        self, lengths: Sequence[int], *, reverse: bool, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
-        """The decay from each segment before (reverse: behind) this one to its border: [H or 1, segments]."""
-        distances = border_distances(lengths, self.wire.rank, reverse=reverse)
-        return self._decay.powers(torch.tensor(distances, dtype=torch.float64, device=device), dtype=dtype)
+    def _over(self, tokens: int) -> Tensor:
+        """The decay over so many tokens: [H or 1, 1, 1]."""
+        exponents = torch.full((1, 1), float(tokens), device=self._device)
+        return self._decay.powers(exponents, dtype=self._kind)
+
+    def distances(self, lengths: Sequence[int], *, reverse: bool) -> list[int]:
+        """Tokens between this segment and those before (reverse: behind) it whose states it feels."""
+        return border_distances(lengths, self.wire.rank, reverse=reverse, reach=self._decay.reach)
+
+    def weights(self, distances: Sequence[int]) -> Tensor | None:
+        """The decay over distances: [H, segments], or None for ones."""
+        if self.slopes is None or not any(distances):
+            return None
+        exponents = torch.tensor(distances, dtype=torch.float64, device=self._device)
+        return self._decay.powers(exponents, dtype=self._kind)
+
+    def from_start_times(self, scale: float) -> Tensor | None:
+        """scale lambda^1 .. scale lambda^border, made once for a scale; None without decay."""
+        if self._scaled[0] != scale:
+            self._scaled = (scale, None if self.from_start is None else self.from_start * scale)
+        return self._scaled[1]
 
     def exchange(self, own: Callable[[], Tensor], *, reverse: bool) -> Arriving:
         """Begin to exchange the states that `own` computes; alone there is nothing to exchange."""
@@ -118,22 +138,22 @@ class LightningParallel:
 class _Gather:
     """LASP-2: everybody learns every state, and adds up what lies on its side."""
 
-    def __init__(
-        self, owner: LightningParallel, *, lengths: Sequence[int], device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, owner: LightningParallel, *, lengths: Sequence[int]) -> None:
         self._owner = owner
-        self._weights = [owner.weights(lengths, reverse=r, device=device, dtype=dtype) for r in (False, True)]
+        # Of either direction: the segments whose states are felt, next to this one, and their weights.
+        distances = [owner.distances(lengths, reverse=reverse) for reverse in (False, True)]
+        before, behind = (len(each) for each in distances)
+        rank = owner.wire.rank
+        self._felt = (slice(rank - before, rank), slice(rank + 1, rank + 1 + behind))
+        self._weights = [owner.weights(each) for each in distances]
 
     def __call__(self, own: Tensor, *, reverse: bool) -> Arriving:
-        wire, weights = self._owner.wire, self._weights[reverse]
-        coming = wire.gather(own)
-        others = slice(wire.rank + 1, None) if reverse else slice(0, wire.rank)
+        coming = self._owner.wire.gather(own)
 
         def arrive() -> Tensor | None:
-            states = coming()[
-                others
-            ]  # waited for even where none concerns this rank: they must not be freed before
-            return combine(states, weights) if len(states) else None
+            # Waited for even where none concerns this rank: they must not be freed before.
+            states = coming()[self._felt[reverse]]
+            return combine(states, self._weights[reverse]) if len(states) else None
 
         return arrive
 
@@ -157,25 +177,24 @@ class _Lightning(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: LightningParallel, scale: float) -> Tensor:
-        border, head = plan.border, plan.head
+        border, head, length = plan.border, plan.head, plan.length
+        near = slice(length - border, length)
         coming = plan.exchange(
-            lambda: summed_products(
-                k[:, :, plan.length - border :], v[:, :, plan.length - border :], weights=plan.to_end
-            ),
-            reverse=False,
+            lambda: summed_products(k[:, :, near], v[:, :, near], weights=plan.to_end), reverse=False
         )
         o = torch.empty_like(v)
         attend = _attend(plan, scale)
-        state = attend(o[:, :, :head], *(x[:, :, :head] for x in (q, k, v)))
+        state = attend(o[:, :, :head], *(x[:, :, :head] for x in (q, k, v)), return_state=head < length)
         before = coming()
         if before is not None:
+            if plan.forgets:
+                before = before.to(q.dtype)  # it meets nothing but q, and do in the backward
             reached = min(border, head)
             weights = None if plan.from_start is None else plan.from_start[:, :reached]
             add_decayed(o[:, :, :reached], q[:, :, :reached], before, weights=weights, scale=scale)
-        if head < plan.length:
+        if state is not None:
             if before is not None:  # all of the piece is within reach of the border, the head too
-                factor = 1.0 if plan.from_start is None else plan.from_start[:, head - 1, :, None]
-                state = state + before * factor
+                state = advanced(before, state, plan.over_head)
             attend(o[:, :, head:], *(x[:, :, head:] for x in (q, k, v)), before=state)
         ctx.save_for_backward(q, k, v, before)
         ctx.plan, ctx.scale = plan, scale
@@ -187,24 +206,30 @@ class _Lightning(torch.autograd.Function):
         q, k, v, before = ctx.saved_tensors
         plan, scale = ctx.plan, ctx.scale
         do = do.contiguous()
-        border = plan.border
+        near = slice(0, plan.border)
+        weights = plan.from_start_times(scale)
         coming = plan.exchange(
-            lambda: summed_products(q[:, :, :border], do[:, :, :border], weights=plan.from_start) * scale,
+            lambda: summed_products(
+                q[:, :, near], do[:, :, near], weights=weights, scale=scale if weights is None else 1.0
+            ),
             reverse=True,
         )
-        dq = torch.empty_like(q)
-        _attend(plan, scale)(dq, do, v, k, before=None if before is None else before.mT)
+        own: dict[str, Any] = {"slopes": plan.slopes, "scale": scale, "by_kernel": plan.by_kernel}
+        if not plan.forgets:
+            dq = torch.empty_like(q)
+            local.attend_into(dq, do, v, k, before=None if before is None else before.mT, **own)
+            dk, dv = local.key_value_gradients(do, q, k, v, after=coming(), **own)
+            return dq, dk, dv, None, None
+        dq, dk, dv = local.gradients(do, q, k, v, **own)  # in one launch, as on a single GPU
+        if before is not None:
+            add_decayed(dq[:, :, near], do[:, :, near], before.mT, weights=weights)
         after = coming()
-        dk, dv = local.key_value_gradients(
-            do, q, k, v, slopes=plan.slopes, scale=scale, after=after, by_kernel=plan.by_kernel
-        )
+        if after is not None:
+            after, last = after.to(q.dtype), slice(plan.length - plan.border, plan.length)
+            add_decayed(dk[:, :, last], v[:, :, last], after.mT, weights=plan.to_end)
+            add_decayed(dv[:, :, last], k[:, :, last], after, weights=plan.to_end)
         return dq, dk, dv, None, None
 
 
-def _attend(plan: LightningParallel, scale: float) -> Callable[..., Tensor]:
-    def attend(out: Tensor, q: Tensor, k: Tensor, v: Tensor, *, before: Tensor | None = None) -> Tensor:
-        return local.attend_into(
-            out, q, k, v, slopes=plan.slopes, scale=scale, before=before, by_kernel=plan.by_kernel
-        )
-
-    return attend
+def _attend(plan: LightningParallel, scale: float) -> Callable[..., Tensor | None]:
+    return functools.partial(local.attend_into, slopes=plan.slopes, scale=scale, by_kernel=plan.by_kernel)

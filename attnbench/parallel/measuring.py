@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,15 @@ from attnbench.measure.environment import device_name
 from attnbench.measure.memory import open_meter
 from attnbench.measure.runner import failure
 from attnbench.measure.sampling import CaseTimeoutError
-from attnbench.measure.spans import Spans
 from attnbench.models.device import clean, timing
 from attnbench.models.distributed import Ranks
 from attnbench.parallel.mechanisms import MECHANISMS, ParallelAttention, build
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.requests import ParallelRequest
-from attnbench.parallel.wire import BlockingWire, CutWire, GroupWire, Wire
+from attnbench.parallel.wire import BlockingWire, CutWire, GroupWire, Wire, meeting
 from attnbench.semantics import SEMANTICS, TOLERANCES, TORCH_DTYPES, geometric_slopes
 
-_SPLIT_SAMPLES = 3  # of each of the passes that split the time
+_SPLIT_CALLS = 6  # of each of the passes that split the time, the first of them for warming up
 _WARM_UP = 2
 # Tokens of a check at most: a whole fp64 oracle, and more than the geometric law's weakest head remembers.
 _CHECKED = {"softmax": 2_047, "linear": 8_191}
@@ -68,6 +67,7 @@ class _Case:
         self.scale = SEMANTICS[request.semantics].scale(request.head_dim)
         self.wire: Wire = GroupWire(self.device) if ranks.count > 1 else CutWire(rank=0, ranks=1)
         self.begun = now_s()
+        self.meet = meeting(self.device) if ranks.count > 1 else None
 
     def measured(self, row: ParallelCase) -> ParallelCase:
         row = self._checked(row)
@@ -75,12 +75,19 @@ class _Case:
             return row
         clock = open_clock(device=self.device, cache=Cache.COLD)
         attention = self._attention(self.request.seq_len)
-        call = self._call(attention)
-        row = dataclasses.replace(row, **self._timed(call, clock))
-        row = dataclasses.replace(row, **self._split(attention, call, clock, row))
-        clock.close()
-        del call
-        return dataclasses.replace(row, peak_bytes=self._peak(attention))
+        with open_meter(self.device) as meter:  # of the first call, which is no sample
+            call = self._call(attention)
+            sent = self.wire.sent_bytes
+            first_ms = clock.once(call)
+            sent = self.wire.sent_bytes - sent
+            peak = meter.peak()
+        row = dataclasses.replace(
+            row,
+            peak_bytes=int(self._most(float(peak))),
+            sent_bytes=int(self._over_ranks([float(sent)], dist.ReduceOp.SUM)[0]),
+        )
+        row = dataclasses.replace(row, **self._timed(call, clock, first_ms=first_ms))
+        return dataclasses.replace(row, **self._split(attention, call, clock, row))
 
     def _attention(self, seq_len: int) -> ParallelAttention:
         return build(
@@ -142,31 +149,24 @@ class _Case:
         o = attention(q, k, v, scale=self.scale)
         return functools.partial(torch.autograd.grad, o, (q, k, v), do, retain_graph=True)
 
-    def _timed(self, call: Callable[[], object], clock: Clock) -> dict[str, Any]:
-        """Samples, and what the first call sent; one that fills much of the limit is all the warm-up there is."""
-        before = self.wire.sent_bytes
-        estimate = self._most(clock.once(call))
-        sent = self._agreed(float(self.wire.sent_bytes - before), dist.ReduceOp.SUM)
+    def _timed(self, call: Callable[[], object], clock: Clock, *, first_ms: float) -> dict[str, Any]:
+        """Samples, their number decided before: half of what fits. A slow first call is all the warm-up there is."""
+        estimate = self._most(first_ms)
         for _ in range(_WARM_UP):
-            if self._left_s() * 1e3 > 10 * estimate:
-                estimate = self._most(clock.batch(call, 1)[0])
+            if self._left_s() * 1e3 > 3 * estimate:  # better one sample of a slow call than none
+                estimate = self._samples(call, clock, 1)[0]
         fitting = self._left_s() * 1e3 / estimate
-        count = min(self.request.samples, max(1, int(fitting / 2)))
         if fitting < 1:
             raise CaseTimeoutError(
                 f"a call takes {estimate / 1e3:.2f} s: none fits the limit of {self.request.limit_s:g} s any more"
             )
-        found = timing(self._samples(call, clock, count))
+        found = timing(self._samples(call, clock, min(self.request.samples, max(1, int(fitting / 2)))))
         tokens = self.request.batch * self.request.seq_len
-        return {**found, "sent_bytes": int(sent), "tokens_per_s": tokens / (found["median_ms"] * 1e-3)}
+        return {**found, "tokens_per_s": tokens / (found["median_ms"] * 1e-3)}
 
     def _samples(self, call: Callable[[], object], clock: Clock, count: int) -> list[float]:
-        """Samples that begin together; each is the time of the slowest rank."""
-        samples = []
-        for _ in range(count):
-            self._barrier()
-            samples.append(self._most(clock.batch(call, 1)[0]))
-        return samples
+        """Samples that begin together, each the time of the slowest rank; nothing waits for a host between them."""
+        return self._slowest(clock.batch(call, count, meet=self.meet))
 
     def _split(
         self, attention: ParallelAttention, call: Callable[[], object], clock: Clock, row: ParallelCase
@@ -176,49 +176,57 @@ class _Case:
         assert whole is not None
         if self.ranks.count == 1:
             return {"compute_ms": whole, "communication_ms": 0.0, "exposed_ms": 0.0}
-        if self._left_s() * 1e3 < 3 * _SPLIT_SAMPLES * whole:
+        calls = min(_SPLIT_CALLS, int(self._left_s() * 1e3 / (2.5 * whole)))  # two passes, one of them slower
+        if not calls:
             return {}
         try:
             attention.wire = CutWire(rank=self.ranks.rank, ranks=self.ranks.count)
-            call()
-            compute = statistics.median(self._samples(call, clock, _SPLIT_SAMPLES))
-            times = []
-            for _ in range(_SPLIT_SAMPLES):
-                spans = Spans(self.device)
-                attention.wire = BlockingWire(self.wire, spans=spans)
-                call()
-                times.append(self._most(spans.total_ms()))
+            compute = _warm_median(self._samples(call, clock, calls))
+            communication = _warm_median(self._transfers(attention, call, clock, calls))
         finally:
             attention.wire = self.wire
         return {
             "compute_ms": compute,
-            "communication_ms": statistics.median(times),
+            "communication_ms": communication,
             "exposed_ms": max(0.0, whole - compute),
         }
 
-    def _peak(self, attention: ParallelAttention) -> int:
-        with open_meter(self.device) as meter:
-            call = self._call(attention)
+    def _transfers(
+        self, attention: ParallelAttention, call: Callable[[], object], clock: Clock, count: int
+    ) -> list[float]:
+        """Milliseconds of the transfers of each call, on the slowest rank, with nothing computed meanwhile."""
+        wires = []
+
+        def blocking() -> None:
+            attention.wire = BlockingWire(self.wire, device=self.device)
+            wires.append(attention.wire)
             call()
-            peak = meter.peak()
-        return int(self._most(float(peak)))
+
+        clock.batch(blocking, count)
+        return self._slowest([wire.spans.total_ms() for wire in wires])
 
     def _left_s(self) -> float:
         return self.request.limit_s - self._most(now_s() - self.begun)
 
-    def _barrier(self) -> None:
-        if self.ranks.count > 1:
-            dist.barrier()
-
     def _most(self, value: float) -> float:
-        return self._agreed(value, dist.ReduceOp.MAX)
+        return self._slowest([value])[0]
 
-    def _agreed(self, value: float, how: Any) -> float:
+    def _slowest(self, values: Sequence[float]) -> list[float]:
+        """The largest over all ranks, of each value."""
+        return self._over_ranks(values, dist.ReduceOp.MAX)
+
+    def _over_ranks(self, values: Sequence[float], how: Any) -> list[float]:
         if self.ranks.count == 1:
-            return value
-        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared, op=how)
-        return float(shared)
+        found: list[float] = shared.tolist()
+        return found
+
+
+def _warm_median(samples: Sequence[float]) -> float:
+    """The median without the first sample, where there are others."""
+    return statistics.median(samples[1:] or samples)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attnbench.case import Workload
+from attnbench.providers import Cost
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class ParallelMechanism:
 
     name: str
     summary: str
+    cost: Cost  # work as a function of sequence length
     decays: bool
     forward: Callable[[Problem], tuple[Traffic, ...]]
     backward: Callable[[Problem], tuple[Traffic, ...]]
@@ -118,6 +120,7 @@ MECHANISMS: Final[Mapping[str, ParallelMechanism]] = {
         ParallelMechanism(
             name="lightning2-lasp",
             summary="Lightning Attention-2, states from rank to rank",
+            cost="N",
             decays=True,
             forward=_chain,
             backward=_chain,
@@ -125,6 +128,7 @@ MECHANISMS: Final[Mapping[str, ParallelMechanism]] = {
         ParallelMechanism(
             name="lightning2-lasp2",
             summary="Lightning Attention-2, one all-gather of states forward and one backward",
+            cost="N",
             decays=True,
             forward=_gather,
             backward=_gather,
@@ -132,6 +136,7 @@ MECHANISMS: Final[Mapping[str, ParallelMechanism]] = {
         ParallelMechanism(
             name="ring-attention",
             summary="exact softmax attention, keys and values going round in a balanced layout",
+            cost="N^2",
             decays=False,
             forward=_keys_round,
             backward=_sums_round,

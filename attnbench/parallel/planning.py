@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -40,7 +41,10 @@ class ParallelPlan:
     seed: int
 
     def requests(self, *, kind: str, gpus: int, launched: int | None = None) -> list[ParallelRequest]:
-        """By number of ranks and mechanism, lengths from short to long. kind: "cuda" or "cpu".
+        """What is compared comes together, and what is cheap before what is not. kind: "cuda" or "cpu".
+
+        Mechanisms whose cost is linear come first, at all lengths, as all of them take less than a quadratic one does
+        at the longest; then lengths from short to long; and a case on one rank right before those on more.
 
         gpus: how many there are here; launched: the ranks that torchrun started, which are the only choice then.
 
@@ -78,11 +82,14 @@ class ParallelPlan:
                 limit_s=self.limit_s,
                 seed=self.seed,
             )
-            for ranks in counts
             for workload in workloads
             for mechanism in mechanisms
+            for ranks in sorted(counts)
             for seq_len in self._lengths(ranks, kind=kind)
         ]
+        found.sort(
+            key=lambda each: (MECHANISMS[each.mechanism].cost != "N", each.seq_len)
+        )  # else as they are
         return list({request.case_id: request for request in found}.values())
 
     def _ranks(self, *, kind: str, gpus: int, launched: int | None) -> tuple[int, ...]:
@@ -124,7 +131,8 @@ class ParallelPlan:
 
 def series(request: ParallelRequest) -> tuple[object, ...]:
     """What requests share that differ in length alone."""
-    return request.mechanism, request.ranks, request.workload, request.batch, request.dtype, request.decay
+    values = dataclasses.replace(request, seq_len=1, samples=1, limit_s=1.0, seed=0)
+    return dataclasses.astuple(values)
 
 
 def _head_dim(value: str) -> int:

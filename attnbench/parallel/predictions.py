@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnbench.case import Status
+from attnbench.curves import length_label
 from attnbench.parallel.findings import same_line
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.scaling import PREDICTED_RANKS, Scaling
-from attnbench.words import time_text
+from attnbench.words import rate_text, time_text
 
 
 def predict(rows: Sequence[ParallelCase], scaling: Scaling) -> list[dict[str, Any]]:
@@ -54,18 +55,23 @@ def predict(rows: Sequence[ParallelCase], scaling: Scaling) -> list[dict[str, An
 
 def table(found: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """A row of each prediction."""
-    heads = ("mechanism", "scaling", "link", "ranks", "seq_len", "tokens/s", "a call", "exposed", "effic.")
+    heads = ("mechanism", "scaling", "link", "ranks", "tokens", "tokens/s", "a call", "exposed", "effic.")
     return heads, [
         (
             f"{each['mechanism']} {each['workload']}" + (" (no decay)" if each["decay"] is False else ""),
             each["scaling"],
             each["link"],
             f"{each['ranks']:,}",
-            f"{each['seq_len']:,}",
-            f"{each['tokens_per_s']:,.0f}",
+            length_label(each["seq_len"]),
+            rate_text(each["tokens_per_s"]).removesuffix(" tokens/s"),
             time_text(each["total_ms"]),
             time_text(each["exposed_ms"]),
-            f"{each['efficiency']:.1%}",
+            _share(each["efficiency"]),
         )
         for each in found
     ]
+
+
+def _share(value: float) -> str:
+    """A share in per cent, of which something is left when it is small."""
+    return f"{value:.1%}" if value >= 0.01 else f"{100 * value:.2g}%"

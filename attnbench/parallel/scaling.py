@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from scipy.optimize import nnls
 
 from attnbench.case import Status, Workload
+from attnbench.curves import length_label
 from attnbench.errors import UserError
 from attnbench.parallel.findings import Key, same_line
 from attnbench.parallel.lightning import HEAD_SHARE
@@ -36,7 +37,7 @@ PREDICTED_RANKS: Final = (8, 64, 1024)
 _FORWARD_SHARE: Final = 2 / 7
 _BACKWARD_HIDDEN: Final = (
     1 / 3
-)  # dq is one of the three scans of a backward, and computed while states travel
+)  # dq is one of the three scans of a backward, and computed while states travel that all of the piece waits for
 _HOP_S: Final = 2e-6  # of a step inside of a collective within a host
 _FABRIC_S: Final = 2e-6  # what a step over InfiniBand takes longer than one within a host
 _LATENCY_S: Final = 10e-6  # of a step, where none was measured
@@ -86,16 +87,29 @@ class Compute:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """The predicted time of a case on several ranks over the measured one, less 1."""
+
+    error: float
+    case: str  # in words
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """The model of one mechanism at one shape, and how well it says what was measured."""
 
     key: Key
     compute: Compute
-    errors: tuple[float, ...]  # predicted over measured, less 1, of each case on several ranks
+    checks: tuple[Check, ...] = ()
 
     @property
     def mechanism(self) -> str:
         return self.key[0]
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Of all checks."""
+        return tuple(check.error for check in self.checks)
 
     def exposed_ms(self, *, ranks: int, seq_len: int, link: Link) -> float:
         """Communication that computing does not hide."""
@@ -135,11 +149,10 @@ class Line:
         decay, dtype = self.key[6], self.key[5]
         if decay is None:
             return 1 - 1 / problem.ranks  # the last block has nothing to wait for
-        if not forward:
-            return _BACKWARD_HIDDEN
         slopes = geometric_slopes(problem.heads) if decay else None
-        reach = Decay.of(slopes, dtype=TORCH_DTYPES[dtype]).reach
-        return 1.0 if reach < problem.seq_len // problem.ranks else 1 / HEAD_SHARE
+        if Decay.of(slopes, dtype=TORCH_DTYPES[dtype]).reach < problem.seq_len // problem.ranks:
+            return 1.0
+        return 1 / HEAD_SHARE if forward else _BACKWARD_HIDDEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +165,11 @@ class Scaling:
 
     @property
     def assumptions(self) -> list[str]:
-        """Sentences for the figure."""
+        """Sentences on all lines."""
+        return self.assumptions_of(self.lines)
+
+    def assumptions_of(self, keys: Iterable[Key]) -> list[str]:
+        """Sentences for a figure of some lines."""
         return [
             "Assumptions: computing is linear in the tokens of a rank, of ring attention in tokens times sequence "
             "and in steps too, also where ranks hold fewer tokens than was measured.",
@@ -164,23 +181,28 @@ class Scaling:
             "States go round in W - 1 steps, keys and values too; every step costs the slowest link on its way, and "
             "all ranks are equally fast. The steps of one all-gather but the first take "
             f"{_HOP_S * 1e6:.0f} µs and their bytes, over InfiniBand {(_HOP_S + _FABRIC_S) * 1e6:.0f} µs (assumed).",
-            "Hidden are transfers behind all of a forward whose heads forget within a piece, else behind "
-            f"1/{HEAD_SHARE} of it; behind 1/3 of a backward; behind all blocks of ring attention but one.",
+            "Hidden are transfers behind all of a call whose heads forget within a piece, else behind "
+            f"1/{HEAD_SHARE} of its forward and 1/3 of its backward; behind all blocks of ring attention but one.",
             f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
             "down.",
-            *self._check(),
+            self._check(keys),
         ]
 
-    def _check(self) -> list[str]:
+    def _check(self, keys: Iterable[Key]) -> str:
         """How the model does over the link that was measured."""
-        errors = [abs(error) for line in self.lines.values() for error in line.errors]
-        if not errors or self.measured is None:
-            return ["Not checked: no case on several ranks has its parts measured."]
-        return [
+        checks = [check for key in keys if key in self.lines for check in self.lines[key].checks]
+        if not checks or self.measured is None:
+            return (
+                "Not checked: no case ran on several ranks with its parts measured; lines are one rank's computing and "
+                "the link's transfers."
+            )
+        errors = [abs(check.error) for check in checks]
+        worst = max(checks, key=lambda check: abs(check.error))
+        return (
             f"Check: over {len(errors)} measured cases the predicted time is off by {statistics.median(errors):.0%} in "
-            f"the median and by {max(errors):.0%} at most ({self.measured.name}: "
+            f"the median and by {max(errors):.0%} at most, that of {worst.case} ({self.measured.name}: "
             f"{time_text(self.measured.latency_s * 1e3)} a step and {self.measured.bytes_per_s / 1e9:.3g} GB/s)."
-        ]
+        )
 
 
 def fit(rows: Sequence[ParallelCase]) -> Scaling:
@@ -201,16 +223,20 @@ def fit(rows: Sequence[ParallelCase]) -> Scaling:
     measured = _fit_link(known)
     lines = {}
     for key, group in groups.items():
-        line = Line(key=key, compute=_fit_compute(group), errors=())
-        errors = () if measured is None else tuple(_errors(line, group, measured))
-        lines[key] = Line(key=key, compute=line.compute, errors=errors)
+        line = Line(key=key, compute=_fit_compute(group))
+        checks = () if measured is None else tuple(_checks(line, group, measured))
+        lines[key] = replace(line, checks=checks)
     return Scaling(lines=lines, measured=measured, links=_links(known, measured))
 
 
-def _errors(line: Line, group: Sequence[ParallelCase], link: Link) -> Iterable[float]:
+def _checks(line: Line, group: Sequence[ParallelCase], link: Link) -> Iterable[Check]:
     for row in group:
         if row.ranks > 1 and row.median_ms:
-            yield line.total_ms(ranks=row.ranks, seq_len=row.seq_len, link=link) / row.median_ms - 1
+            predicted = line.total_ms(ranks=row.ranks, seq_len=row.seq_len, link=link)
+            case = (
+                f"{row.mechanism} {row.workload} on {row.ranks} ranks at {length_label(row.seq_len)} tokens"
+            )
+            yield Check(error=predicted / row.median_ms - 1, case=case)
 
 
 def _tokens(row: ParallelCase) -> int:

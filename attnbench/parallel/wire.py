@@ -14,6 +14,17 @@ from attnbench.parallel.states import advanced
 
 Arrival = Callable[[], Tensor]  # waits for what was asked for; on CUDA the current stream does
 
+# Half a millisecond of an H200, for the host to enqueue a transfer, its marks and the meeting before it.
+_PAUSE_CYCLES = 1_000_000
+
+
+def meeting(device: torch.device) -> Callable[[], object]:
+    """Where all ranks wait for each other: on CUDA their current streams do, and no host is blocked."""
+    if device.type != "cuda":
+        return dist.barrier
+    token = torch.zeros(1, device=device)
+    return lambda: dist.all_reduce(token)
+
 
 class Wire(Protocol):
     """Transfers that all ranks of a group begin in the same order.
@@ -45,9 +56,9 @@ class GroupWire:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.sent_bytes = 0
-        # A hop of the chain must not wait for what the segment computes meanwhile.
         self._unsent: tuple[dist.Work, Tensor] | None = None
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # A hop of the chain must not wait for what the segment computes meanwhile, nor for its multiprocessors.
+        self._side = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def gather(self, own: Tensor) -> Arrival:
         everyone = own.new_empty(self.ranks * own.shape[0], *own.shape[1:])
@@ -169,10 +180,16 @@ class CutWire:
 
 
 class BlockingWire:
-    """Each transfer alone, between barriers, and timed: nothing is computed meanwhile."""
+    """Each transfer alone, begun by all ranks together, and timed: nothing is computed meanwhile.
 
-    def __init__(self, wire: Wire, *, spans: Spans) -> None:
-        self._wire, self._spans = wire, spans
+    On CUDA the device pauses before, so that the transfer is enqueued when it comes there: what a host takes to
+    launch it is no time of the link.
+    """
+
+    def __init__(self, wire: Wire, *, device: torch.device) -> None:
+        self.spans = Spans(device)
+        self._wire, self._device = wire, device
+        self._meet = meeting(device)
         self.rank, self.ranks = wire.rank, wire.ranks
         self.sent_bytes = 0
 
@@ -195,10 +212,12 @@ class BlockingWire:
         return self._over(lambda: self._wire.rotate(own, shape=shape))
 
     def _over(self, begin: Callable[[], Arrival]) -> Arrival:
-        dist.barrier()
-        self._spans.begin()
+        if self._device.type == "cuda":
+            torch.cuda._sleep(_PAUSE_CYCLES)
+        self._meet()
+        self.spans.begin()
         arrived = begin()()
-        self._spans.end()
+        self.spans.end()
         return lambda: arrived
 
 

@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 
 from attnbench.cli import app
 from attnbench.errors import UserError
+from attnbench.executors.spared import Forecast
 from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError
 from attnbench.models import findings, planning, records, running
 from attnbench.models.folder import Folder
 from attnbench.models.records import Loss, TrainStep
 from attnbench.models.running import Outcome, Run
 from attnbench.models.training import TrainRequest
+from attnbench.providers import Cost
 
 Reply = Callable[[dict[str, Any]], dict[str, Any]]
 BASE = TrainRequest(
@@ -31,16 +33,23 @@ class FakeWorker:
     """Answers as it is told; counts how many were started."""
 
     started = 0
+    limits: list[float]
     reply: Reply
-    alive = True
     device = "a card"
 
     def __init__(self, **_: Any) -> None:
         type(self).started += 1
+        type(self).limits = []
+        self.alive = True
         self.environment: dict[str, Any] = {"device": type(self).device}
 
     def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
-        return type(self).reply(message)
+        type(self).limits.append(limit_s)
+        try:
+            return type(self).reply(message)
+        except (WorkerDiedError, WorkerHungError):
+            self.alive = False
+            raise
 
     def end(self) -> None: ...
     def kill(self) -> None: ...
@@ -62,7 +71,11 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
 
 
 def _run(
-    path: Path, requests: Sequence[TrainRequest] = REQUESTS, *, budget_s: float | None = None
+    path: Path,
+    requests: Sequence[TrainRequest] = REQUESTS,
+    *,
+    budget_s: float | None = None,
+    **options: Any,
 ) -> Outcome[TrainStep]:
     run = Run(
         folder=Folder(path=path, kind=TrainStep),
@@ -72,6 +85,7 @@ def _run(
         blank=lambda request: request.blank(),
         say=lambda line: None,
         describe=findings.train_line,
+        **options,
     )
     return run.measure(requests)
 
@@ -130,6 +144,70 @@ def test_what_is_longer_than_a_timeout_is_not_attempted(
     assert _statuses(outcome) == ["ok", "timeout", "timeout"]
     assert outcome.rows[2].reason is not None
     assert outcome.rows[2].reason.startswith("not attempted: a shorter one took too long (")
+
+
+def _quadratic() -> Forecast:
+    return Forecast(series=planning.train_series, cost=lambda request: "N^2")
+
+
+def _seconds(per_16_tokens: float, *, cost: int = 2) -> Reply:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        growth = (message["request"]["seq_len"] / 16) ** cost
+        return _fine(message, median_ms=1e3 * per_16_tokens * growth)
+
+    return reply
+
+
+def test_what_must_take_too_long_by_a_shorter_one_is_not_attempted(
+    tmp_path: Path, worker: type[FakeWorker]
+) -> None:
+    worker.reply = staticmethod(_seconds(2.0))
+    outcome = _run(tmp_path, forecast=_quadratic())
+    assert _statuses(outcome) == ["ok", "ok", "timeout"]
+    assert outcome.rows[2].reason == (
+        "not attempted: a call would take about 32.0 s, by the 8.00 s measured at seq_len 32 and a cost that grows as "
+        "N^2; 2 do not fit the limit of 60 s"
+    )
+    assert len(worker.limits) == 2
+    longer = [*REQUESTS, dataclasses.replace(BASE, seq_len=128)]
+    resumed = _run(tmp_path, longer, forecast=_quadratic())
+    assert "128 s, by the 8.00 s measured at seq_len 32" in (resumed.rows[3].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cost"), [(0.009, "N^2"), (2.0, "N")], ids=["by launches alone", "linear"]
+)
+def test_what_may_fit_is_attempted(
+    seconds: float, cost: Cost, tmp_path: Path, worker: type[FakeWorker]
+) -> None:
+    worker.reply = staticmethod(_seconds(seconds, cost=0))
+    requests = [BASE, dataclasses.replace(BASE, seq_len=14 if cost == "N" else 2000)]
+    outcome = _run(
+        tmp_path, requests, forecast=Forecast(series=planning.train_series, cost=lambda request: cost)
+    )
+    assert _statuses(outcome) == ["ok", "ok"]
+
+
+def test_what_exceeds_the_rest_of_a_budget_is_left_and_others_go_on(
+    tmp_path: Path, worker: type[FakeWorker]
+) -> None:
+    worker.reply = staticmethod(_seconds(2.0))
+    other = dataclasses.replace(BASE, seq_len=64, attention="flash2")
+    outcome = _run(tmp_path, [*REQUESTS[:2], other], budget_s=10.0, forecast=_quadratic())
+    assert outcome.left == 1  # two calls of 8 s
+    assert [(row.attention, row.seq_len) for row in outcome.rows] == [("lightning2", 16), ("flash2", 64)]
+
+
+def test_a_worker_that_knows_the_series_has_less_grace(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        if message["request"]["seq_len"] == 64:
+            return _fine(message, status="error", reason="something else", tokens_per_s=None)
+        return _fine(message)
+
+    worker.reply = staticmethod(reply)
+    more = [*REQUESTS, dataclasses.replace(BASE, seq_len=128)]
+    _run(tmp_path, more, warm_grace_s=10.0)
+    assert worker.limits == [90, 70, 70, 90]
 
 
 def test_a_budget_stops_before_a_case_and_blames_no_case(tmp_path: Path, worker: type[FakeWorker]) -> None:

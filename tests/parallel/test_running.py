@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,12 +21,13 @@ from attnbench.executors.worker_process import WorkerDiedError
 from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
-from attnbench.parallel import findings
-from attnbench.parallel.group import NO_MULTICAST, RankGroup, variables
+from attnbench.parallel import findings, measuring
+from attnbench.parallel.group import NCCL_VARIABLES, RankGroups, variables
 from attnbench.parallel.measuring import measure_parallel
 from attnbench.parallel.planning import ParallelPlan
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.requests import ParallelRequest
+from attnbench.parallel.wire import CutWire
 
 SMALL = ParallelRequest(
     mechanism="lightning2-lasp2", ranks=2, seq_len=201, batch=1, heads=2, head_dim=16, dtype="fp32", workload="fwd-bwd",
@@ -39,22 +40,22 @@ PLAN = ParallelPlan(
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[RankGroup]:
+def group(tmp_path: Path) -> Iterator[RankGroups]:
     with device_lock("cpu") as lock:
-        ranks = RankGroup(
+        ranks = RankGroups(
             device="cpu", log=tmp_path / "log", inherit=lock, environment=collect(torch.device("cpu"))
         )
         yield ranks
         ranks.kill()
 
 
-def _ask(group: RankGroup, request: ParallelRequest) -> ParallelCase:
+def _ask(group: RankGroups, request: ParallelRequest) -> ParallelCase:
     reply = group.ask({"request": dataclasses.asdict(request)}, limit_s=60)
     (row,) = reply["rows"]
     return ParallelCase(**row)
 
 
-def test_ranks_measure_together_and_end_when_one_of_them_dies(group: RankGroup) -> None:
+def test_ranks_measure_together_and_end_when_one_of_them_dies(group: RankGroups) -> None:
     row = _ask(group, SMALL)
     assert (row.status, row.reason) == (Status.OK, None)
     assert row.sent_bytes == row.sent_bytes_formula == 2 * 2 * (2 * 16 * 16 * 4)
@@ -62,12 +63,12 @@ def test_ranks_measure_together_and_end_when_one_of_them_dies(group: RankGroup) 
     assert row.backend == "gloo"
     assert min(row.compute_ms or 0, row.communication_ms or 0, row.peak_bytes or 0, row.tokens_per_s or 0) > 0
     long = dataclasses.replace(SMALL, mechanism="ring-attention", seq_len=2**15, samples=1000)
-    threading.Timer(1.0, group._processes[1].strike).start()
+    threading.Timer(1.0, group.of(2).processes[1].strike).start()
     begun = time.monotonic()
     with pytest.raises(WorkerDiedError, match=r"rank 1 of 2: .*signal SIGKILL"):
         _ask(group, long)
     assert time.monotonic() - begun < 30
-    assert group._processes == []
+    assert group.of(2).processes == ()
 
 
 def test_one_process_measures_one_rank_with_nothing_to_send() -> None:
@@ -83,7 +84,7 @@ def test_a_wrong_output_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = local.attend_into
 
-    def wrong(out: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    def wrong(out: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> torch.Tensor | None:
         state = right(out, *tensors, **options)
         out[:, :, -1] *= 1.1
         return state
@@ -102,12 +103,37 @@ def test_a_length_that_cannot_be_timed_within_the_limit_says_so() -> None:
     assert "none fits the limit" in (row.reason or "")
 
 
-def test_multicast_is_off_for_every_rank() -> None:
+def test_multicast_is_off_and_transfers_come_first_for_every_rank() -> None:
     own = variables(rank=1, ranks=2, device="cuda")
     assert own["NCCL_NVLS_ENABLE"] == "0"
     assert own["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
-    assert NO_MULTICAST.items() <= own.items()
+    assert own["TORCH_NCCL_HIGH_PRIORITY"] == "1"
+    assert NCCL_VARIABLES.items() <= own.items()
     assert (own["RANK"], own["LOCAL_RANK"], own["WORLD_SIZE"]) == ("1", "1", "2")
+
+
+class SilentWire(CutWire):
+    """Stands in for a group of two."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(rank=0, ranks=2)
+
+
+def test_samples_begin_together_and_are_agreed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed: list[int] = []
+    met: list[str] = []
+    monkeypatch.setattr(measuring, "GroupWire", SilentWire)
+    monkeypatch.setattr(measuring._Case, "_checked", lambda self, row: row)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda shared, op: agreed.append(shared.numel()))
+    monkeypatch.setattr("torch.distributed.barrier", lambda: met.append("here"))
+    request = dataclasses.replace(SMALL, samples=7)
+    row = measure_parallel(request, ranks=Ranks(rank=0, count=2, device=torch.device("cpu")))
+    assert (row.status, row.reason) == (Status.OK, None)
+    assert len(row.samples_ms or ()) == 7
+    assert agreed.count(7) == 1
+    # Two calls warm up, six are without transfers, and in six more each of two transfers is met for.
+    assert len(met) == 2 + 7 + 6 + 6 * 2
 
 
 def test_a_plan_has_strong_and_weak_lengths_from_short_to_long() -> None:
@@ -116,6 +142,54 @@ def test_a_plan_has_strong_and_weak_lengths_from_short_to_long() -> None:
     )
     found = [(r.ranks, r.seq_len) for r in plan.requests(kind="cpu", gpus=0)]
     assert found == [(1, 400), (1, 1000), (3, 1000), (3, 1200)]
+
+
+def test_a_budget_buys_pairs_first_and_the_quadratic_rival_last() -> None:
+    plan = dataclasses.replace(PLAN, ranks=["2,1"], seq_lens=["1k,2k"])
+    found = [(r.mechanism, r.seq_len, r.ranks) for r in plan.requests(kind="cpu", gpus=0)]
+    linear = [
+        (mechanism, seq_len, ranks)
+        for seq_len in (1024, 2048)
+        for mechanism in ("lightning2-lasp", "lightning2-lasp2")
+        for ranks in (1, 2)
+    ]
+    rival = [("ring-attention", seq_len, ranks) for seq_len in (1024, 2048) for ranks in (1, 2)]
+    assert found == linear + rival
+
+
+class StillGroup:
+    """A group without processes: it runs out of memory as long as others are there."""
+
+    there: ClassVar[set[int]] = set()
+
+    def __init__(self, count: int, **_: Any) -> None:
+        self.count = count
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        return ("a process",) * (self.count in self.there)
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        self.there.add(self.count)
+        status = Status.OOM if message["full"] and len(self.there) > 1 else Status.OK
+        return {"rows": [{"status": str(status)}]}
+
+    def end(self) -> None:
+        self.there.discard(self.count)
+
+
+def test_idle_groups_stay_until_another_one_needs_their_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnbench.parallel.group.RankGroup", StillGroup)
+    groups = RankGroups(device="cuda", log=tmp_path / "log", inherit=(), environment={})
+    for ranks in (1, 2, 1):
+        assert groups.ask({"request": {"ranks": ranks}, "full": False}, limit_s=1)["rows"] == [
+            {"status": "ok"}
+        ]
+    assert StillGroup.there == {1, 2}
+    assert groups.ask({"request": {"ranks": 2}, "full": True}, limit_s=1)["rows"] == [{"status": "ok"}]
+    assert StillGroup.there == {2}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +255,7 @@ class InProcess:
 
 
 def test_the_command_measures_and_then_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnbench.parallel.group.RankGroup", InProcess)
+    monkeypatch.setattr("attnbench.parallel.group.RankGroups", InProcess)
     options = ["--ranks", "1", "--seq-len", "64,128", "--heads", "1", "--head-dim", "16", "--samples", "1"]
     folder = ["-o", str(tmp_path), "--device", "cpu", "-m", "lightning2-lasp"]
     done = CliRunner().invoke(app, ["parallel", "run", *options, *folder])
@@ -210,7 +284,7 @@ def test_on_gpus(mechanism: str, ranks: int, decay: bool, tmp_path: Path) -> Non
         decay=decay,
     )
     with device_lock("cuda") as lock:
-        group = RankGroup(device="cuda", log=tmp_path / "log", inherit=lock, environment={})
+        group = RankGroups(device="cuda", log=tmp_path / "log", inherit=lock, environment={})
         try:
             row = _ask(group, request)
         finally:

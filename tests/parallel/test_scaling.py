@@ -81,7 +81,8 @@ def test_an_error_of_the_model_is_told() -> None:
     slower = [dataclasses.replace(r, median_ms=(r.median_ms or 0) * (2 if r.ranks == 4 else 1)) for r in ROWS]
     (check,) = (s for s in fit(slower).assumptions if s.startswith("Check"))
     assert "24 measured cases" in check
-    assert "25% in the median and by 50% at most" in check
+    assert "25% in the median and by 50% at most, that of " in check
+    assert " on 4 ranks at " in check
 
 
 def test_the_links_are_the_measured_one_and_infiniband() -> None:
@@ -128,3 +129,31 @@ def test_figures_carry_their_assumptions(tmp_path: Path) -> None:
     assert all(file.stat().st_size > 10_000 for file in files)
     sentences = fit(ROWS).assumptions
     assert any("InfiniBand NDR" in s and "50 GB/s" in s for s in sentences)
+
+
+def test_a_figure_says_what_is_missing_and_compares_where_most_was_measured(tmp_path: Path) -> None:
+    late = [_row("ring-attention", 1, n, workload="bwd") for n in LENGTHS[1:]]
+    late = [dataclasses.replace(row, status="timeout", median_ms=None, tokens_per_s=None) for row in late]
+    alone = [
+        *(_row("lightning2-lasp2", 1, n, workload="bwd") for n in LENGTHS),
+        _row("ring-attention", 1, LENGTHS[0], workload="bwd"),
+    ]
+    rows = [*ROWS, _row("lightning2-lasp", 1, 2**22), *alone, *late]
+    model = fit(rows)
+    forward, backward = plot_scaling(rows, model, tmp_path, formats=["svg"])
+    pairs = forward.read_text()
+    assert "Strong scaling, 1,048,576 tokens" in pairs  # the longest one on three numbers of ranks
+    assert "Weak scaling, 262,144 tokens a rank" in pairs
+    assert "Check: over 24 measured cases" in pairs
+    assert "Not measured" not in pairs
+    gaps = backward.read_text()
+    assert "Not measured: ring-attention on 1 rank at 256k, 1M (timeout)." in gaps
+    assert "Nothing here was measured on several ranks." in gaps
+    assert "ring-attention has no line: it takes two lengths to fit one." in gaps
+    assert "Not checked: " in gaps
+
+
+def test_small_shares_and_large_lengths_can_be_read() -> None:
+    _, rows = predictions.table(predictions.predict(ROWS, fit(ROWS)))
+    assert max(len(cell) for row in rows for cell in row[3:]) <= 10
+    assert not any(row[-1] == "0.0%" for row in rows)

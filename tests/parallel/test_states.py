@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.parallel import local
+from attnbench.parallel import local, states
+from attnbench.parallel.lightning import LightningParallel
 from attnbench.parallel.sharding import Sharding, contiguous, zigzag
 from attnbench.parallel.states import Decay, add_decayed, advanced, border_distances, combine, summed_products
+from attnbench.parallel.wire import CutWire
+from attnbench.semantics import geometric_slopes
 
 SLOPES = st.lists(st.sampled_from([0.0, 0.01, 0.3, 2.5]), min_size=1, max_size=3)
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -53,8 +58,9 @@ def test_gathered_and_chained_states_are_that_of_what_comes_before(
     for rank in range(len(lengths)):
         truth = _truth(k, v, slopes, until=sum(lengths[:rank]))
         if rank:
-            distances = torch.tensor(border_distances(lengths, rank, reverse=False))
-            gathered = combine(torch.stack(states[:rank]), decay.powers(distances, dtype=torch.float64))
+            distances = border_distances(lengths, rank, reverse=False, reach=decay.reach)
+            weights = decay.powers(torch.tensor(distances), dtype=torch.float64)
+            gathered = combine(torch.stack(states[rank - len(distances) : rank]), weights)
             assert chained is not None
             torch.testing.assert_close(gathered, truth)
             torch.testing.assert_close(chained, truth)
@@ -65,8 +71,14 @@ def test_gathered_and_chained_states_are_that_of_what_comes_before(
 @given(lengths=LENGTHS)
 def test_backwards_in_time_distances_are_those_of_the_mirror_image(lengths: list[int]) -> None:
     for rank in range(len(lengths)):
-        mirrored = border_distances(lengths[::-1], len(lengths) - 1 - rank, reverse=False)
-        assert border_distances(lengths, rank, reverse=True) == mirrored[::-1]
+        mirrored = border_distances(lengths[::-1], len(lengths) - 1 - rank, reverse=False, reach=math.inf)
+        assert border_distances(lengths, rank, reverse=True, reach=math.inf) == mirrored[::-1]
+
+
+def test_segments_that_every_head_has_forgotten_are_not_asked_for() -> None:
+    lengths = [5, 5, 5, 5, 5]
+    assert border_distances(lengths, 3, reverse=False, reach=10) == [5, 0]  # of segments 1 and 2
+    assert border_distances(lengths, 1, reverse=True, reach=5) == [0]  # of segment 2
 
 
 @given(seq_len=st.integers(16, 200), ranks=st.integers(1, 8), layout=st.sampled_from([contiguous, zigzag]))
@@ -105,6 +117,89 @@ def test_a_correction_reaches_a_view_of_a_longer_output() -> None:
     assert not o[:, :, 5:].any()
 
 
+@given(tokens=st.integers(1, 40), batch=st.integers(1, 2), heads=st.integers(1, 3), cut=st.booleans())
+@settings(max_examples=60)
+def test_a_sum_of_products_is_the_same_by_blocks(tokens: int, batch: int, heads: int, cut: bool) -> None:
+    a, b = (torch.randn(batch, heads, tokens + 3, n, dtype=torch.float64) for n in (4, 5))
+    if cut:
+        a, b = a[:, :, 3:], b[:, :, 3:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "_BLOCK", 4)
+        patch.setattr(states, "_PRODUCTS", 9)
+        torch.testing.assert_close(states.by_blocks(a, b), a.mT @ b)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [2840, 20_011, 2**17], ids=["border", "ragged", "long"])
+def test_16_bit_products_are_summed_in_fp32_on_a_gpu(tokens: int) -> None:
+    a, b = (torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    found, truth = states.by_blocks(a, b), a.double().mT @ b.double()
+    assert found.dtype == torch.float32
+    assert float((found - truth).norm() / truth.norm()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("slopes", "rank", "forward", "backward"),
+    [
+        ("decay", 0, ["mul", "bmm"], ["mul", "bmm", "_to_copy", *["mul", "baddbmm_"] * 2]),
+        ("decay", 1, ["mul", "bmm", "_to_copy", "mul", "baddbmm_"], ["mul", "bmm", "mul", "baddbmm_"]),
+        ("plain", 0, ["bmm", "sum"], ["bmm", "sum", "mul_"]),
+        ("plain", 1, ["bmm", "sum", "_to_copy", "baddbmm_", "addcmul"], ["bmm", "sum", "mul_"]),
+    ],
+)
+@pytest.mark.parametrize("gathers", [False, True], ids=["lasp", "lasp2"])
+def test_beside_its_kernels_a_rank_launches_little(
+    slopes: str,
+    rank: int,
+    forward: list[str],
+    backward: list[str],
+    gathers: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On tensors without data, which take the way of a GPU; the kernels are left out."""
+    monkeypatch.setattr(local, "attend_into", _no_kernel)
+    monkeypatch.setattr(local, "gradients", lambda do, *x, **_: tuple(map(torch.empty_like, x)))
+    monkeypatch.setattr(local, "key_value_gradients", lambda do, q, *x, **_: tuple(map(torch.empty_like, x)))
+    nowhere = torch.device("meta")
+    attend = LightningParallel(
+        2**17,
+        wire=CutWire(rank=rank, ranks=2),
+        slopes=geometric_slopes(16) if slopes == "decay" else None,
+        dtype=torch.bfloat16,
+        device=nowhere,
+        gathers=gathers,
+    )
+    q, k, v, do = (torch.empty(1, 16, 2**16, 128, dtype=torch.bfloat16, device=nowhere) for _ in range(4))
+    for x in (q, k, v):
+        x.requires_grad_(True)
+    attend(q, k, v, scale=0.5).backward(do)  # makes what is made once for a scale
+    with Launches() as found:
+        o = attend(q, k, v, scale=0.5)
+    assert found.names == forward
+    with Launches() as found:
+        torch.autograd.grad(o, (q, k, v), do)
+    assert found.names == backward
+
+
+def _no_kernel(out: torch.Tensor, q: torch.Tensor, *_: torch.Tensor, **options: Any) -> torch.Tensor | None:
+    shape = (*q.shape[:2], q.shape[-1], out.shape[-1])
+    return out.new_empty(shape, dtype=torch.float32) if options.get("return_state") else None
+
+
+class Launches(TorchDispatchMode):
+    """The names of the operators that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "_unsafe_view")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("slopes", [None, [0.02, 0.4]], ids=["plain", "decay"])
 def test_kernels_and_pytorch_compute_the_same_segment(slopes: list[float] | None) -> None:
     torch.manual_seed(0)
@@ -115,12 +210,15 @@ def test_kernels_and_pytorch_compute_the_same_segment(slopes: list[float] | None
     for by_kernel in (True, False):
         out = torch.full((1, 2, 90, 16), torch.nan)
         state = local.attend_into(
-            out[:, :, 20:], q, k, v, slopes=given_slopes, scale=0.3, before=before.mT, by_kernel=by_kernel
-        )
+            out[:, :, 20:], q, k, v, slopes=given_slopes, scale=0.3, before=before.mT, return_state=True,
+            by_kernel=by_kernel,
+        )  # fmt: skip
         dk, dv = local.key_value_gradients(
             do, q, k, v, slopes=given_slopes, scale=0.3, after=after, by_kernel=by_kernel
         )
         assert out[:, :, :20].isnan().all()
-        found.append((out[:, :, 20:], state, dk, dv))
+        assert state is not None
+        alone = local.gradients(do, q, k, v, slopes=given_slopes, scale=0.3, by_kernel=by_kernel)
+        found.append((out[:, :, 20:], state, dk, dv, *alone))
     for kernel, torch_ in zip(*found, strict=True):
         torch.testing.assert_close(kernel, torch_, rtol=2e-5, atol=2e-4)
