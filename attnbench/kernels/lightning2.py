@@ -268,8 +268,9 @@ def _checked_slopes(
 
 
 # The same as custom operators, for torch.compile and for selective checkpointing alone: called eagerly they would cost
-# the host more than the autograd function does. What they return may not be None, so an output that is not asked for is empty. They do
-# not read the values of slopes on a device, as compiled code hands them a tensor object of its own in every call.
+# the host more than the autograd function does. What they return may not be None, so an output that is not asked for
+# is empty. They do not read the values of slopes on a device, as compiled code hands them a tensor object of its own in
+# every call.
 
 
 @torch.library.custom_op("attnbench::lightning2", mutates_args=())
@@ -319,9 +320,7 @@ def _lightning2_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     slopes, values = _validate.slopes(slopes, q, read=False)
     hints = Hints(values=values, segments=segments)
-    gradients = _backward(
-        do, dstate, q, k, v, slopes, initial_state, scale=scale, hints=hints, needed=needed
-    )
+    gradients = _backward(do, dstate, q, k, v, slopes, initial_state, scale=scale, hints=hints, needed=needed)
     dq, dk, dv, dinitial = (q.new_empty(0) if x is None else x for x in gradients)
     return dq, dk, dv, dinitial
 

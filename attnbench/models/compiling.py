@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attnbench.measure.runner import first_sentence
 from attnbench.models.model import LanguageModel
 
 
@@ -27,15 +28,25 @@ def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
     After checkpointing, which becomes part of the graph, and before FSDP2, whose hooks stay outside of it: both as
     torchtitan does it.
     """
-    forget()
     for block in model.blocks:
         # The method and not the module, as hooks around it must not be traced.
-        block.forward = torch.compile(block.forward, backend=backend, fullgraph=True, dynamic=False)  # type: ignore[assignment]
+        forward: Any = torch.compile(block.forward, backend=backend, fullgraph=True, dynamic=False)
+        block.forward = forward
 
 
 def forget() -> None:
-    """Drop compiled code: a function has room for a few shapes only, and the code of other models is in their place."""
+    """Drop compiled code, of other shapes and models: torch refuses to compile a function again and again."""
     torch.compiler.reset()
+
+
+@contextlib.contextmanager
+def fresh() -> Iterator[None]:
+    """Nothing compiled before is in the way, and nothing compiled inside of this stays."""
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextlib.contextmanager
@@ -49,13 +60,13 @@ def uncompiled() -> Iterator[None]:
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
     """Raises CompilationError for whatever error of torch's compiler comes from inside."""
-    # Imported here alone: it is the compiler, a second to load, and eager steps have no use for it.
+    # Imported here alone: it is the compiler, seconds to load, and eager steps have no use for it.
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        what = f"{type(error).__name__}: {first_sentence(error)}".rstrip(".")
         raise CompilationError(
-            f"a block could not be compiled ({type(error).__name__}: {first.rstrip('.')}); --no-compile runs it as it is written"
+            f"torch.compile fails on a block ({what}); --no-compile runs it as it is written"
         ) from error

@@ -97,7 +97,9 @@ class LanguageModel(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """What the head is applied to, [B, N, width]."""
         x = self._embedded(tokens)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = (
+            torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        )
         tables = self.angles.of_length(x.shape[1], device=x.device, dtype=dtype)
         for block in self.blocks:
             x = block(x, None if block.mixer.angles is None else tables)  # type: ignore[union-attr]

@@ -94,6 +94,7 @@ class Run(Generic[R]):
                     if remaining is not None and remaining < LEAST_S:
                         left = len(todo) - count
                         break
+                    self._tell_beginning(request, count=count + 1, total=len(todo))
                     reason = self._case(request, remaining=remaining)
                     if reason is _CUT:
                         left = len(todo) - count
@@ -111,26 +112,27 @@ class Run(Generic[R]):
         longer = self._overlong.get(self.series(request))
         if longer is not None:
             return self._keep_failed(request, Status.TIMEOUT, f"not attempted: {longer}")
-        limit = request.limit_s if remaining is None else min(request.limit_s, remaining)
+        whole = request.limit_s + _allowance_s(request)
+        given = whole if remaining is None else min(whole, remaining)
         message = {
             "kind": self.folder.kind.KIND,
-            "request": dataclasses.asdict(dataclasses.replace(request, limit_s=limit)),
+            "request": dataclasses.asdict(_within(request, given)),
         }
         try:
-            reply = self._ready().ask(message, limit_s=limit + _GRACE_S)
+            reply = self._ready().ask(message, limit_s=given + _GRACE_S)
         except WorkerDiedError as error:
             self._worker = None
             return self._keep_failed(request, Status.CRASHED, str(error))
         except WorkerHungError as error:
             self._worker = None
-            if limit < request.limit_s:
+            if given < whole:
                 return _CUT
             reason = f"{error}: the worker was ended"
             self._overlong[self.series(request)] = f"a shorter one took too long ({reason})"
             return self._keep_failed(request, Status.TIMEOUT, reason)
         rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
         timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
-        if timeouts and limit < request.limit_s:
+        if timeouts and given < whole:
             return _CUT  # the budget's fault, not the case's: the next sitting measures it
         if timeouts:
             self._overlong[self.series(request)] = f"a shorter one took too long ({timeouts[0]})"
@@ -148,6 +150,13 @@ class Run(Generic[R]):
         row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)
         self.folder.keep(request.case_id, [row], environment=self._ready().environment)
         return None
+
+    def _tell_beginning(self, request: Any, *, count: int, total: int) -> None:
+        """Of a case that is silent for long before anything is timed."""
+        if allowance := _allowance_s(request):
+            self.say(
+                f"[{count}/{total}] {request.case_id}: compiling (up to {allowance:.0f} s beside its limit)"
+            )
 
     def _tell(self, request: Any, reason: str | None, *, count: int, total: int, begun: float) -> None:
         rows = self.folder.rows([request.case_id])
@@ -198,6 +207,18 @@ class Run(Generic[R]):
 
 
 _CUT = "the budget ended"
+
+
+def _allowance_s(request: Any) -> float:
+    """Seconds that a request may take before its limit begins, for compiling; most kinds have none."""
+    return float(getattr(request, "allowance_s", 0.0))
+
+
+def _within(request: Any, given_s: float) -> Any:
+    """The request in so many seconds at most: its limit, and what is left beside it to compile in."""
+    limit_s = min(request.limit_s, given_s)
+    beside = {"compile_limit_s": given_s - limit_s} if _allowance_s(request) else {}
+    return dataclasses.replace(request, limit_s=limit_s, **beside)
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
