@@ -32,6 +32,8 @@ _KEPT_OPERATORS: Final = frozenset(
         "flash_attn::_flash_attn_forward",
         "attnbench::lightning2",
         "attnbench::lightning1",
+        "attnbench::lightning2_torch",
+        "attnbench::lightning1_torch",
     }
 )
 
