@@ -120,7 +120,8 @@ class _Lightning2(_KeepsInputs):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients2(grads[0], *ctx.saved_tensors, ctx.scale), None, None
+        q, k, v, slopes = ctx.saved_tensors
+        return *_gradients2(grads[0], q, k, v, slopes, ctx.scale), None, None
 
 
 class _Lightning1(_KeepsInputs):
@@ -130,11 +131,15 @@ class _Lightning1(_KeepsInputs):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients1(grads[0], *ctx.saved_tensors, ctx.scale), None, None
+        q, k, v, slopes = ctx.saved_tensors
+        return *_gradients1(grads[0], q, k, v, slopes, ctx.scale), None, None
+
+
+_Gradients = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def _as_operator(
-    name: str, function: Any, gradients: Callable[..., Any], *, like: tuple[int, int, int]
+    name: str, function: Any, gradients: _Gradients, *, like: tuple[int, int, int]
 ) -> Callable[..., Tensor]:
     """The same for compiled code, which must not look inside: it would trace a loop over all chunks.
 

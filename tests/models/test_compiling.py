@@ -65,7 +65,7 @@ def _model(name: str, checkpointing: Checkpointing, *, layers: int = 3) -> Langu
 
 def _step(model: LanguageModel) -> list[torch.Tensor]:
     """The loss of one small step, and all gradients."""
-    tokens = torch.randint(256, (2, 18), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(256, (1, 18), generator=torch.Generator().manual_seed(3))
     loss = model(tokens[:, :-1], tokens[:, 1:])
     return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
@@ -80,7 +80,7 @@ def _alike(name: str, checkpointing: Checkpointing, *, backend: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "checkpointing", "graphs"),
-    [("lightning2", "none", 2), ("lightning1", "selective", 2), ("sdpa", "none", 1), ("sdpa", "full", 1)],
+    [("lightning2", "none", 2), ("lightning1", "selective", 2), ("sdpa", "full", 1)],
     ids=lambda value: str(value),
 )
 def test_blocks_of_a_kind_are_one_graph_and_compute_what_is_written(
@@ -93,7 +93,8 @@ def test_blocks_of_a_kind_are_one_graph_and_compute_what_is_written(
 
 
 def test_inductor_computes_what_is_written() -> None:
-    _alike("sdpa", "selective", backend="inductor")
+    with torch._inductor.config.patch(compile_threads=1):  # no helpers, which take longer to start
+        _alike("sdpa", "selective", backend="inductor")
 
 
 @pytest.mark.usefixtures("_kernels")
@@ -108,7 +109,12 @@ def test_selective_checkpointing_does_not_attend_again(
 ) -> None:
     """`once`: launches of a forward and its backward."""
     launched, launch = [], getattr(module, launcher)
-    monkeypatch.setattr(module, launcher, lambda *a, **k: (launched.append(1), launch(*a, **k)))
+
+    def counted(*arguments: Any, **options: Any) -> None:
+        launched.append(launcher)
+        launch(*arguments, **options)
+
+    monkeypatch.setattr(module, launcher, counted)
     for checkpointing, times in (("selective", once), ("full", once + 1)):
         if compiled and checkpointing == "full":
             continue  # the partitioner may keep more than it is asked to
