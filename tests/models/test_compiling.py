@@ -92,11 +92,6 @@ def test_blocks_of_a_kind_are_one_graph_and_compute_what_is_written(
     assert counter.frame_count == graphs
 
 
-def test_inductor_computes_what_is_written() -> None:
-    with torch._inductor.config.patch(compile_threads=1):  # no helpers, which take longer to start
-        _alike("sdpa", "selective", backend="inductor")
-
-
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("compiled", [False, True], ids=["as written", "compiled"])
 @pytest.mark.parametrize(
