@@ -77,7 +77,7 @@ def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, by: str) -> T
 def _by_fla(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The gradient of the head in the dtype of the head: in fp32, fla 0.6 multiplies fp32 copies of the logits.
 
-    That product is a third of the head's work, on a card's slow fp32 units and not on its tensor cores.
+    That product is a third of the head's work, and without TF32 it would not run on a card's tensor cores.
     """
     from fla.modules.fused_linear_cross_entropy import FusedLinearCrossEntropyLoss
 

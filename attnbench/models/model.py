@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import torch
@@ -202,9 +203,20 @@ def _checkpointed(block: nn.Module, how: Checkpointing, *, glu: int) -> nn.Modul
         return block
     if how == "full":
         return checkpoint_wrapper(block, preserve_rng_state=False)
-    policy = functools.partial(_policy, glu)
-    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
-    return checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=False)
+    return checkpoint_wrapper(block, context_fn=_contexts(glu), preserve_rng_state=False)
+
+
+@functools.cache
+def _contexts(glu: int) -> Callable[[], Any]:
+    """Makes the contexts of selective checkpointing.
+
+    A plain function, and the same for all blocks: torch.compile takes it for part of their code.
+    """
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(functools.partial(_policy, glu))
+
+    return contexts
 
 
 def _policy(glu: int, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
