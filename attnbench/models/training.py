@@ -164,6 +164,8 @@ def _measured(
             model.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)  # what did not fit is not what the step takes
             if request.compiled:
                 forget()  # for so many sequences
         return dataclasses.replace(row, status=str(Status.OOM), reason=f"one sequence at a time: {reason}")
