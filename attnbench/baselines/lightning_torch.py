@@ -34,7 +34,7 @@ def lightning2(
     Raises ValueError for causal=False.
     """
     need_causal(causal)
-    apply: Callable[..., Tensor] = _Lightning2.apply
+    apply: Callable[..., Tensor] = _operator2 if torch.compiler.is_compiling() else _Lightning2.apply
     return apply(q, k, v, _slopes_like(q, slopes), scale)
 
 
@@ -69,7 +69,7 @@ def lightning1(
     Shapes and errors as for `lightning2`.
     """
     need_causal(causal)
-    apply: Callable[..., Tensor] = _Lightning1.apply
+    apply: Callable[..., Tensor] = _operator1 if torch.compiler.is_compiling() else _Lightning1.apply
     return apply(q, k, v, _slopes_like(q, slopes), scale)
 
 
@@ -96,6 +96,23 @@ class _KeepsInputs(torch.autograd.Function):
         ctx.scale = scale
 
 
+def _gradients2(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, _ = _forward_sweep(do, v, k, slopes=slopes, scale=scale)
+    dk, dv = _reverse_sweep(q, k, v, do, slopes=slopes, scale=scale)
+    return dq, dk, dv
+
+
+def _gradients1(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq = _left_product(do, v, k, slopes=slopes, scale=scale)
+    dk = _left_product(v, do, q, slopes=slopes, scale=scale, reverse=True)
+    dv = _left_product(k, q, do, slopes=slopes, scale=scale, reverse=True)
+    return dq, dk, dv
+
+
 class _Lightning2(_KeepsInputs):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: float) -> Tensor:
@@ -104,9 +121,7 @@ class _Lightning2(_KeepsInputs):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, slopes = ctx.saved_tensors
-        dq, _ = _forward_sweep(grads[0], v, k, slopes=slopes, scale=ctx.scale)
-        dk, dv = _reverse_sweep(q, k, v, grads[0], slopes=slopes, scale=ctx.scale)
-        return dq, dk, dv, None, None
+        return *_gradients2(grads[0], q, k, v, slopes, ctx.scale), None, None
 
 
 class _Lightning1(_KeepsInputs):
@@ -117,10 +132,34 @@ class _Lightning1(_KeepsInputs):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, slopes = ctx.saved_tensors
-        dq = _left_product(grads[0], v, k, slopes=slopes, scale=ctx.scale)
-        dk = _left_product(v, grads[0], q, slopes=slopes, scale=ctx.scale, reverse=True)
-        dv = _left_product(k, q, grads[0], slopes=slopes, scale=ctx.scale, reverse=True)
-        return dq, dk, dv, None, None
+        return *_gradients1(grads[0], q, k, v, slopes, ctx.scale), None, None
+
+
+_Gradients = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def _as_operator(
+    name: str, function: Any, gradients: _Gradients, *, like: tuple[int, int, int]
+) -> Callable[..., Tensor]:
+    """The same for compiled code, which must not look inside: it would trace a loop over all chunks.
+
+    like: whose strides the gradients have, as places among do, q, k and v. Eager calls do not take this way: to those
+    who count the memory of operators, it would be one.
+    """
+    operator: Any = torch.library.custom_op(f"attnbench::{name}", function.forward, mutates_args=())
+    backward: Any = torch.library.custom_op(f"attnbench::{name}_backward", gradients, mutates_args=())
+    operator.register_fake(lambda q, k, v, slopes, scale: torch.empty_like(v))
+    backward.register_fake(lambda *inputs: tuple(torch.empty_like(inputs[place]) for place in like))
+    operator.register_autograd(
+        lambda ctx, do: (*backward(do, *ctx.saved_tensors, ctx.scale), None, None),
+        setup_context=function.setup_context,
+    )
+    made: Callable[..., Tensor] = operator
+    return made
+
+
+_operator2 = _as_operator("lightning2_torch", _Lightning2, _gradients2, like=(2, 2, 3))
+_operator1 = _as_operator("lightning1_torch", _Lightning1, _gradients1, like=(2, 1, 0))
 
 
 def forward_with_state(

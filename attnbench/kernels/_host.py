@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from attnbench.kernels._configs import DEFAULT, architecture_of
 
@@ -87,6 +88,15 @@ def empty_in_order_of(x: torch.Tensor) -> torch.Tensor:
 def needs_gradient(*inputs: torch.Tensor | None) -> bool:
     """Whether autograd has to hear of a call with these inputs."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def seen_by_torch() -> bool:
+    """Whether a call must be one operator that torch knows: in compiled code, and where a dispatch mode looks on.
+
+    Such modes are those of selective checkpointing, which keeps the outputs of operators by their names; of a launch
+    they would see the empty output alone, and launch again.
+    """
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

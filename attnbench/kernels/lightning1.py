@@ -8,6 +8,7 @@ q, do).
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -211,6 +212,42 @@ def _prepare(
     return _host.Launch(lightning1_kernel, (programs, triton.cdiv(seq_len, chosen.block_m)), constants)
 
 
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """o; nothing is checked."""
+    out = _host.empty_in_order_of(v)
+    left_product(q, k, v, out=out, slopes=slopes, scale=scale)
+    return out
+
+
+def _backward(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    *,
+    scale: float,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """dq, dk and dv: those of them that are needed, else None."""
+    need_q, need_k, need_v = needed
+    dq = dk = dv = None
+    if do.stride(-1) != 1:
+        do = do.contiguous()
+    if need_q:
+        dq = _host.empty_in_order_of(q)
+        left_product(do, v, k, out=dq, slopes=slopes, scale=scale)
+    if need_k:
+        dk = _host.empty_in_order_of(k)
+        left_product(v, do, q, out=dk, slopes=slopes, scale=scale, reverse=True)
+    if need_v:
+        dv = _host.empty_in_order_of(v)
+        left_product(k, q, do, out=dv, slopes=slopes, scale=scale, reverse=True)
+    return dq, dk, dv
+
+
 class _LightningAttention1(torch.autograd.Function):
     """Keeps q, k, v and the slopes for the backward."""
 
@@ -223,29 +260,15 @@ class _LightningAttention1(torch.autograd.Function):
         slopes: torch.Tensor | None,
         scale: float,
     ) -> torch.Tensor:
-        out = _host.empty_in_order_of(v)
-        left_product(q, k, v, out=out, slopes=slopes, scale=scale)
         ctx.save_for_backward(q, k, v, slopes)
         ctx.scale = scale
-        return out
+        return _forward(q, k, v, slopes, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: torch.Tensor) -> tuple[Any, ...]:
-        q, k, v, slopes = ctx.saved_tensors
-        need_q, need_k, need_v, _, _ = ctx.needs_input_grad
-        dq = dk = dv = None
-        if do.stride(-1) != 1:
-            do = do.contiguous()
-        if need_q:
-            dq = _host.empty_in_order_of(q)
-            left_product(do, v, k, out=dq, slopes=slopes, scale=ctx.scale)
-        if need_k:
-            dk = _host.empty_in_order_of(k)
-            left_product(v, do, q, out=dk, slopes=slopes, scale=ctx.scale, reverse=True)
-        if need_v:
-            dv = _host.empty_in_order_of(v)
-            left_product(k, q, do, out=dv, slopes=slopes, scale=ctx.scale, reverse=True)
+        needed = ctx.needs_input_grad[:3]
+        dq, dk, dv = _backward(do, *ctx.saved_tensors, scale=ctx.scale, needed=needed)
         return dq, dk, dv, None, None
 
 
@@ -274,7 +297,78 @@ def lightning_attention_1(
     Raises TypeError or ValueError, naming the tensor, for a dtype, shape, device, stride or slope that does
     not fit.
     """
+    scale = _validate.scale(scale)
+    out: torch.Tensor
+    if _host.seen_by_torch():  # the operator checks its inputs when it runs
+        out = _lightning1(q, k, v, slopes, scale)
+        return out
     _validate.qkv("lightning_attention_1", q, k, v, layout="B, H, N")
     slopes, _ = _validate.slopes(slopes, q)
-    out: torch.Tensor = _LightningAttention1.apply(q, k, v, slopes, _validate.scale(scale))
+    out = _LightningAttention1.apply(q, k, v, slopes, scale)
     return out
+
+
+# The same as custom operators, as in `lightning2`, whose comment says for whom.
+
+
+@torch.library.custom_op("attnbench::lightning1", mutates_args=())
+def _lightning1(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    _validate.qkv("lightning_attention_1", q, k, v, layout="B, H, N")
+    slopes, _ = _validate.slopes(slopes, q, read=False)
+    return _forward(q, k, v, slopes, scale)
+
+
+@_lightning1.register_fake
+def _(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    return _host.empty_in_order_of(v)
+
+
+@torch.library.custom_op("attnbench::lightning1_backward", mutates_args=())
+def _lightning1_backward(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    scale: float,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    slopes, _ = _validate.slopes(slopes, q, read=False)
+    gradients = _backward(do, q, k, v, slopes, scale=scale, needed=needed)
+    dq, dk, dv = (q.new_empty(0) if x is None else x for x in gradients)
+    return dq, dk, dv
+
+
+@_lightning1_backward.register_fake
+def _(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor | None,
+    scale: float,
+    needed: Sequence[bool],
+) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        _host.empty_in_order_of(x) if need else q.new_empty(0)
+        for x, need in zip((q, k, v), needed, strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    q, k, v, slopes, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, slopes)
+
+
+def _gradients(ctx: Any, do: torch.Tensor) -> tuple[Any, ...]:
+    needed = list(ctx.needs_input_grad[:3])
+    gradients = torch.ops.attnbench.lightning1_backward(do, *ctx.saved_tensors, ctx.scale, needed)
+    dq, dk, dv = (x if need else None for x, need in zip(gradients, needed, strict=True))
+    return dq, dk, dv, None, None
+
+
+_lightning1.register_autograd(_gradients, setup_context=_setup_context)

@@ -164,7 +164,7 @@ def lightning_attention_2(
     E multiples of 16 up to 256; N at least 1. slopes: float32 [H], at least 0, or None for no decay; on the
     CPU, or on q's device as a CUDA graph needs. scale: a float; it multiplies the output and never the state.
     initial_state: float32 [B, H, D, E], S_0. segments: into how many parts a sequence is cut, that run side by side;
-    None: as many as suit the device, 1: the paper's algorithm as it stands. Compiled code always takes None.
+    None: as many as suit the device, 1: the paper's algorithm as it stands.
 
     Returns o [B, H, N, E] in v's dtype, its dimensions in memory in the order of v's; with return_state the
     pair (o, S_N), S_N float32 [B, H, D, E]. Differentiable in q, k, v and initial_state, through o and
@@ -178,8 +178,8 @@ def lightning_attention_2(
     """
     scale = _validate.scale(scale)
     _validate.segments(segments)
-    if torch.compiler.is_compiling():  # the operator checks its inputs when it runs
-        out, state = _lightning2(q, k, v, slopes, initial_state, scale, return_state)
+    if _host.seen_by_torch():  # the operator checks its inputs when it runs
+        out, state = _lightning2(q, k, v, slopes, initial_state, scale, return_state, segments)
         return (out, state) if return_state else out
     slopes, values = _checked_slopes(q, k, v, slopes, initial_state)
     hints = Hints(values=values, segments=segments)
@@ -295,9 +295,10 @@ def _checked_slopes(
     return _validate.slopes(slopes, q, read=read)
 
 
-# The same as custom operators, for torch.compile alone: called eagerly they would cost the host more than
-# the autograd function does. What they return may not be None, so an output that is not asked for is empty. They do
-# not read the values of slopes on a device, as compiled code hands them a tensor object of its own in every call.
+# The same as custom operators, for torch.compile and for selective checkpointing alone: called eagerly they would cost
+# the host more than the autograd function does. What they return may not be None, so an output that is not asked for
+# is empty. They do not read the values of slopes on a device, as compiled code hands them a tensor object of its own in
+# every call.
 
 
 @torch.library.custom_op("attnbench::lightning2", mutates_args=())
@@ -309,9 +310,11 @@ def _lightning2(
     initial_state: torch.Tensor | None,
     scale: float,
     return_state: bool,
+    segments: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     slopes, values = _checked_slopes(q, k, v, slopes, initial_state, read=False)
-    out, state = _forward(q, k, v, slopes, initial_state, scale, return_state, Hints(values=values))
+    hints = Hints(values=values, segments=segments)
+    out, state = _forward(q, k, v, slopes, initial_state, scale, return_state, hints)
     return out, q.new_empty(0, dtype=torch.float32) if state is None else state
 
 
@@ -324,6 +327,7 @@ def _(
     initial_state: torch.Tensor | None,
     scale: float,
     return_state: bool,
+    segments: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (*q.shape[:2], q.shape[3], v.shape[3]) if return_state else (0,)
     return _host.empty_in_order_of(v), q.new_empty(shape, dtype=torch.float32)
@@ -340,11 +344,11 @@ def _lightning2_backward(
     initial_state: torch.Tensor | None,
     scale: float,
     needed: Sequence[bool],
+    segments: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     slopes, values = _validate.slopes(slopes, q, read=False)
-    gradients = _backward(
-        do, dstate, q, k, v, slopes, initial_state, scale=scale, hints=Hints(values=values), needed=needed
-    )
+    hints = Hints(values=values, segments=segments)
+    gradients = _backward(do, dstate, q, k, v, slopes, initial_state, scale=scale, hints=hints, needed=needed)
     dq, dk, dv, dinitial = (q.new_empty(0) if x is None else x for x in gradients)
     return dq, dk, dv, dinitial
 
@@ -360,6 +364,7 @@ def _(
     initial_state: torch.Tensor | None,
     scale: float,
     needed: Sequence[bool],
+    segments: int | None = None,
 ) -> tuple[torch.Tensor, ...]:
     inputs = (q, k, v, initial_state)
     return tuple(
@@ -369,18 +374,18 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, slopes, initial_state, ctx.scale, ctx.return_state = inputs
+    q, k, v, slopes, initial_state, ctx.scale, ctx.return_state, ctx.segments = inputs
     ctx.save_for_backward(q, k, v, slopes, initial_state)
 
 
 def _gradients(ctx: Any, do: torch.Tensor, dstate: torch.Tensor) -> tuple[Any, ...]:
-    need_q, need_k, need_v, _, need_initial, _, _ = ctx.needs_input_grad
+    need_q, need_k, need_v, _, need_initial, *_ = ctx.needs_input_grad
     needed = [need_q, need_k, need_v, need_initial]
     gradients = torch.ops.attnbench.lightning2_backward(
-        do, dstate if ctx.return_state else None, *ctx.saved_tensors, ctx.scale, needed
+        do, dstate if ctx.return_state else None, *ctx.saved_tensors, ctx.scale, needed, ctx.segments
     )
     dq, dk, dv, dinitial = (x if need else None for x, need in zip(gradients, needed, strict=True))
-    return dq, dk, dv, None, dinitial, None, None
+    return dq, dk, dv, None, dinitial, None, None, None
 
 
 _lightning2.register_autograd(_gradients, setup_context=_setup_context)

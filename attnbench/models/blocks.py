@@ -1,7 +1,8 @@
 """The two mixers of tokens: TransNormerLLM's gated linear attention and LLaMA's softmax attention, as parts of a block.
 
 A mixer takes x [B, N, d] in three ways: `forward` over whole sequences, for training; `advance` over the tokens that
-come next, leaving in `kept` what decoding needs of them; `step` over one token more of each sequence.
+come next, leaving in `kept` what decoding needs of them; `step` over one token more of each sequence. `forward` is
+what is compiled: it is handed the tables of its positions, and reads nothing that differs between layers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from attnbench.models.kept import Caches, States
 from attnbench.models.layers import Angles, GatedUnit, RMSNorm, linear, linearised, rotated, srms_norm
 from attnbench.models.shapes import Shape
 
+Tables = tuple[Tensor, Tensor]  # cos and sin of the positions of a sequence, as `Angles.of_length` makes them
 Kept = Any  # States of TransNormerLLM, Caches of LLaMA
 StateStep = Callable[..., Tensor]
 
@@ -38,7 +40,14 @@ class GatedLinearAttention(nn.Module):
     """
 
     def __init__(
-        self, shape: Shape, *, layer: int, attention: Attention, step: StateStep | None, dtype: torch.dtype
+        self,
+        shape: Shape,
+        *,
+        layer: int,
+        attention: Attention,
+        angles: Angles | None,
+        step: StateStep | None,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self._shape, self._layer, self._attention, self._step = shape, layer, attention, step
@@ -46,7 +55,7 @@ class GatedLinearAttention(nn.Module):
         self.project = linear(d, 3 * d + r, dtype=dtype)
         self.gate = linear(r, d, dtype=dtype)
         self.out = linear(d, d, dtype=dtype)
-        self.angles = Angles(shape.head_dim) if layer == 0 else None
+        self.angles = angles  # of the first layer
         slopes = layer_slopes(shape.heads, layer=layer, layers=shape.layers)
         self.slopes: Tensor
         self.register_buffer("slopes", slopes, persistent=False)
@@ -55,10 +64,10 @@ class GatedLinearAttention(nn.Module):
     def key_dim(self) -> int:
         return self._shape.head_dim * (2 if self.angles is not None else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables | None) -> Tensor:
         qk, v, low = self._projected(x)
-        if self.angles is not None:
-            qk = linearised(qk, self.angles.of_length(x.shape[1], device=x.device, dtype=qk.dtype))
+        if tables is not None:
+            qk = linearised(qk, tables)
         q, k = qk.chunk(2, dim=2)
         return self._gated(self._attention(q, k, v, slopes=self.slopes, scale=1.0), low)
 
@@ -104,9 +113,10 @@ class SoftmaxAttention(nn.Module):
         self.out = linear(shape.width, shape.width, dtype=dtype)
         self.angles = angles  # of all layers together
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables | None) -> Tensor:
+        assert tables is not None, "every layer rotates"
         qk, v = self._projected(x)
-        q, k = rotated(qk, self.angles.of_length(x.shape[1], device=x.device, dtype=qk.dtype)).chunk(2, dim=2)
+        q, k = rotated(qk, tables).chunk(2, dim=2)
         return self._attended(q, k, v)
 
     def advance(self, x: Tensor, kept: Caches) -> Tensor:
@@ -151,8 +161,8 @@ class Block(nn.Module):
         self.unit = GatedUnit(shape.width, shape.glu, silu=softmax, dtype=dtype)
         self.before_mixer, self.before_unit = (norm(shape, dtype=dtype) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._fed(x + self.mixer(self.before_mixer(x)))
+    def forward(self, x: Tensor, tables: Tables | None) -> Tensor:
+        return self._fed(x + self.mixer(self.before_mixer(x), tables))
 
     def advance(self, x: Tensor, kept: Kept) -> Tensor:
         return self._fed(x + self.mixer.advance(self.before_mixer(x), kept))

@@ -69,7 +69,15 @@ def train_step(
     ] = None,
     checkpointing: Annotated[
         list[str] | None,
-        typer.Option("--checkpointing", help="none, selective (keeps matrix products; the default), full."),
+        typer.Option(
+            "--checkpointing", help="none, selective (keeps products and attention; the default), full."
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Blocks by torch.compile, or as written; default: by it on a GPU."
+        ),
     ] = None,
     precision: PrecisionOption = None,
     loss: Annotated[
@@ -78,6 +86,9 @@ def train_step(
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the timed ones.")] = 2,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps.")] = 3,
     limit_s: LimitS = 60.0,
+    compile_limit_s: Annotated[
+        float, typer.Option("--compile-limit-s", min=0.0, help="Seconds beside that, for compiling.")
+    ] = 120.0,
     minutes: Minutes = None,
     seed: Seed = 0,
     out: OutFolder = None,
@@ -86,7 +97,8 @@ def train_step(
 ) -> None:
     """Time whole training steps (forward, loss, backward, AdamW) over constant tokens.
 
-    Memory decides how many sequences run together. Under torchrun the same command trains on all its GPUs (FSDP2):
+    Memory decides how many sequences run together. The first step, in which blocks are compiled, is not timed.
+    Under torchrun the same command trains on all its GPUs (FSDP2):
     torchrun --nproc-per-node 2 -m attnbench model train-step ...
     """
     from attnbench.models import findings, planning
@@ -110,6 +122,8 @@ def train_step(
         steps=steps,
         limit_s=limit_s,
         seed=seed,
+        compiled=compile_,
+        compile_limit_s=compile_limit_s,
     )
     folder = Folder(path=out or _DEFAULT_OUT, kind=TrainStep)
     if launched():

@@ -19,7 +19,11 @@ def train_line(row: TrainStep) -> str:
     if row.status != Status.OK or row.median_ms is None or row.tokens_per_s is None:
         return f"{row.case_id}: {row.status}: {row.reason}"
     mfu = "" if row.mfu is None else f", MFU {row.mfu:.0%}"
-    return f"{row.case_id}: {time_text(row.median_ms)} a step, {rate_text(row.tokens_per_s)} per GPU{mfu}"
+    compiled = row.compiled and row.first_step_ms is not None
+    first = f"; compiling and the first step {time_text(row.first_step_ms or 0.0)}" if compiled else ""
+    return (
+        f"{row.case_id}: {time_text(row.median_ms)} a step, {rate_text(row.tokens_per_s)} per GPU{mfu}{first}"
+    )
 
 
 def inference_line(row: Inference) -> str:
@@ -49,7 +53,7 @@ def train_table(rows: Sequence[TrainStep]) -> Table:
     )
     return heads, [
         (
-            f"{row.size} {row.checkpointing}",
+            f"{row.size} {row.checkpointing}" + (" compiled" if row.compiled else ""),
             row.attention,
             f"{row.seq_len:,}",
             f"{row.batch} x {row.micro_batches}",
@@ -112,8 +116,10 @@ def loss_table(rows: Sequence[Loss]) -> Table:
 def train_sentences(rows: Sequence[TrainStep]) -> list[str]:
     """How constant each speed is over the lengths, and how far apart two are at the longest length of both."""
     sentences = []
-    for same in _grouped(rows, key=lambda r: (r.size, r.checkpointing, r.precision, r.gpus)):
-        what = f"{same[0].size}, checkpointing {same[0].checkpointing}"
+    for same in _grouped(rows, key=lambda r: (r.size, r.checkpointing, r.precision, r.gpus, r.compiled)):
+        what = f"{same[0].size}, checkpointing {same[0].checkpointing}" + (
+            ", compiled" if same[0].compiled else ""
+        )
         lines = _grouped(same, key=lambda r: r.attention)
         sentences += [f"{what}: {s}" for line in lines if (s := _constancy(line, lambda r: r.seq_len))]
         for one, other in combinations(lines, 2):

@@ -101,6 +101,9 @@ def linearised(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """RoPE on x: [B, N, H, D] by angles [N, D / 2], whose halves are the planes' two coordinates; as x, contiguous."""
     cos, sin = (table.to(x.dtype)[:, None, :] for table in angles)
+    if torch.compiler.is_compiling():  # which makes one pass of the formula, and knows its gradient
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
     apply: Any = _Rotation.apply
     out: Tensor = apply(x, cos, sin)
     return out

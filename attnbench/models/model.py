@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import torch
@@ -30,6 +31,10 @@ _KEPT_OPERATORS: Final = frozenset(
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "flash_attn::_flash_attn_forward",
+        "attnbench::lightning2",
+        "attnbench::lightning1",
+        "attnbench::lightning2_torch",
+        "attnbench::lightning1_torch",
     }
 )
 
@@ -55,15 +60,22 @@ class LanguageModel(nn.Module):
         self.shape = shape
         self.attention = Attention(attention, device=device)
         self._loss_by = loss_by
-        step = state_step(attention, device=device) if decodes and shape.family == "tnl" else None
         self.embedding = embedding(shape.vocabulary, shape.width, dtype=dtype)
-        self.angles = Angles(shape.head_dim // 2)  # LLaMA's rotation
+        tnl = shape.family == "tnl"
+        # LRPE in TransNormerLLM's first layer has an angle of each channel, LLaMA's rotation one of two channels.
+        self.angles = Angles(shape.head_dim if tnl else shape.head_dim // 2)
+        step = state_step(attention, device=device) if decodes and tnl else None
         self.blocks = nn.ModuleList()
         for layer in range(shape.layers):
             mixer: GatedLinearAttention | SoftmaxAttention
-            if shape.family == "tnl":
+            if tnl:
                 mixer = GatedLinearAttention(
-                    shape, layer=layer, attention=self.attention, step=step, dtype=dtype
+                    shape,
+                    layer=layer,
+                    attention=self.attention,
+                    angles=self.angles if layer == 0 else None,
+                    step=step,
+                    dtype=dtype,
                 )
             else:
                 mixer = SoftmaxAttention(
@@ -88,8 +100,12 @@ class LanguageModel(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """What the head is applied to, [B, N, width]."""
         x = self._embedded(tokens)
+        dtype = (
+            torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        )
+        tables = self.angles.of_length(x.shape[1], device=x.device, dtype=dtype)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, None if block.mixer.angles is None else tables)  # type: ignore[union-attr]
         out: Tensor = self.norm(x)
         return out
 
@@ -182,18 +198,29 @@ def build(
 
 
 def _checkpointed(block: nn.Module, how: Checkpointing, *, glu: int) -> nn.Module:
-    """A block that keeps less for its backward: its input alone, or the results of its matrix products too."""
+    """A block that keeps less for its backward: its input alone, or the results of products and attention too."""
     if how == "none":
         return block
     if how == "full":
         return checkpoint_wrapper(block, preserve_rng_state=False)
-    policy = functools.partial(_policy, glu)
-    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
-    return checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=False)
+    return checkpoint_wrapper(block, context_fn=_contexts(glu), preserve_rng_state=False)
+
+
+@functools.cache
+def _contexts(glu: int) -> Callable[[], Any]:
+    """Makes the contexts of selective checkpointing.
+
+    A plain function, and the same for all blocks: torch.compile takes it for part of their code.
+    """
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(functools.partial(_policy, glu))
+
+    return contexts
 
 
 def _policy(glu: int, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Matrix products, and softmax attention where torch sees it as an operator; lightning attention runs again.
+    """Matrix products, and attention where torch sees it as an operator; what is left are passes over memory.
 
     Nothing needs the last product of a block, that of the gated unit of width `glu`, but what comes after the block.
     """

@@ -19,7 +19,13 @@ from attnbench.models.losses import LossRequest
 from attnbench.models.model import CHECKPOINTING
 from attnbench.models.shapes import SHAPES, family_of
 from attnbench.models.tasks import TASKS, largest_length
-from attnbench.models.training import PRECISIONS, WEIGHTS, Precision, TrainRequest
+from attnbench.models.training import (
+    COMPILE_LIMIT_S,
+    PRECISIONS,
+    WEIGHTS,
+    Precision,
+    TrainRequest,
+)
 from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_size, parse_sizes
 
 Given = Sequence[str] | None  # the values of an option; None: it was not given
@@ -50,6 +56,8 @@ class TrainPlan:
     steps: int
     limit_s: float
     seed: int
+    compiled: bool | None = None  # None: on CUDA
+    compile_limit_s: float = COMPILE_LIMIT_S
 
     def requests(self, *, kind: Kind, gpus: int) -> list[TrainRequest]:
         """In the order given, lengths from short to long. Raises UserError for what does not fit."""
@@ -70,6 +78,8 @@ class TrainPlan:
                 warmup=self.warmup,
                 steps=self.steps,
                 limit_s=self.limit_s,
+                compile_limit_s=self.compile_limit_s,
+                compiled=kind == "cuda" if self.compiled is None else self.compiled,
                 gpus=gpus,
                 seed=self.seed,
             )
@@ -82,7 +92,14 @@ class TrainPlan:
 
 def train_series(request: TrainRequest) -> tuple[object, ...]:
     """What requests share that differ in length alone."""
-    return request.size, request.attention, request.checkpointing, request.precision, request.gpus
+    return (
+        request.size,
+        request.attention,
+        request.checkpointing,
+        request.precision,
+        request.compiled,
+        request.gpus,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

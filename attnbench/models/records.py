@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from attnbench import store
 from attnbench.errors import UserError
 
-VERSION: Final = 1
+VERSION: Final = 2
 VERSION_KEY: Final = b"attnbench.models.version"
 KIND_KEY: Final = b"attnbench.models.kind"
 ENVIRONMENT_KEY: Final = b"attnbench.models.environment"  # JSON: machine, device, versions, command line, ...
@@ -37,10 +37,13 @@ class TrainStep:
     attention: str  # mechanism: "lightning2", "lightning1", "flash2", ...
     seq_len: int
     tokens_per_step: int  # over all micro-batches and GPUs
-    checkpointing: str  # "none", "selective" (matrix products are kept) or "full" (the inputs of blocks are)
+    checkpointing: (
+        str  # "none", "selective" (matrix products and attention are kept) or "full" (inputs of blocks are)
+    )
     precision: str  # "bf16" (weights, gradients and moments), "autocast" (bf16 over fp32 weights) or "fp32"
     gpus: int
     status: str  # as of `attnbench.case.Status`
+    compiled: bool | None = None  # were the blocks, by torch.compile? From version 2 on
     reason: str | None = None  # always there when not ok
     device: str | None = None
     provider: str | None = None  # the library that computed the attention
@@ -49,13 +52,16 @@ class TrainStep:
     parameters: int | None = None
     batch: int | None = None  # sequences of a micro-batch on one GPU
     micro_batches: int | None = None  # per step and GPU
+    first_step_ms: float | None = None  # on the host's clock, compiling included; from version 2 on
     samples_ms: tuple[float, ...] | None = None  # steps in time order, warm-up left out
     median_ms: float | None = None
     p10_ms: float | None = None
     p90_ms: float | None = None
     tokens_per_s: float | None = None  # per GPU, by the median
     peak_bytes: int | None = None  # of one GPU
-    attention_share: float | None = None  # of a step's time, recomputation included
+    attention_share: float | None = (
+        None  # of a step's time, recomputation included; of compiled ones an estimate
+    )
     model_flops: float | None = None  # of a step over all GPUs, without what checkpointing computes twice
     matmul_flops: float | None = None  # per second and GPU, measured on the device in the same run
     peak_flops: float | None = None  # per second and GPU: the data sheet's dense bf16 rate, where it is known
@@ -181,12 +187,13 @@ def write(rows: Iterable[R], path: Path, *, kind: type[R], environment: Mapping[
 
 
 def read(path: Path, *, kind: type[R]) -> list[R]:
-    """The records in a file, or in the file of their kind in a folder.
+    """The records in a file, or in the file of their kind in a folder; what an older file does not have is None.
 
     Raises UserError for a file that is missing, damaged, of another kind, or of a newer version.
     """
     table = _table(path / file_name(kind) if path.is_dir() else path, kind=kind)
-    rows: list[Any] = table.select([field.name for field in dataclasses.fields(kind)]).to_pylist()
+    names = [field.name for field in dataclasses.fields(kind)]
+    rows: list[Any] = table.select([name for name in names if name in table.column_names]).to_pylist()
     make: Any = kind
     return [make(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}) for row in rows]
 

@@ -102,6 +102,7 @@ class Run(Generic[R]):
                     remaining = None if self.budget_s is None else self.budget_s - (now_s() - begun)
                     reason: str | None = _CUT
                     if remaining is None or remaining >= LEAST_S:
+                        self._tell_beginning(request, count=count + 1, total=len(todo))
                         reason = self._case(request, remaining=remaining)
                     if reason is _CUT:
                         left += len(todo) - count
@@ -123,22 +124,23 @@ class Run(Generic[R]):
         reason = self._spared(request, limit_s=request.limit_s)
         if reason is not None:
             return self._keep_failed(request, Status.TIMEOUT, reason)
-        limit = request.limit_s if remaining is None else min(request.limit_s, remaining)
-        if self._spared(request, limit_s=limit) is not None:
+        whole = request.limit_s + _allowance_s(request)
+        given = whole if remaining is None else min(whole, remaining)
+        if self._spared(request, limit_s=min(request.limit_s, given)) is not None:
             return _LATER
         grace = self.warm_grace_s if series in self._warm else GRACE_S
         message = {
             "kind": self.folder.kind.KIND,
-            "request": dataclasses.asdict(dataclasses.replace(request, limit_s=limit)),
+            "request": dataclasses.asdict(_within(request, given)),
         }
         try:
-            reply = self._ready().ask(message, limit_s=limit + grace)
+            reply = self._ready().ask(message, limit_s=given + grace)
         except WorkerDiedError as error:
             self._warm.clear()
             return self._keep_failed(request, Status.CRASHED, str(error))
         except WorkerHungError as error:
             self._warm.clear()
-            if limit < request.limit_s:
+            if given < whole:
                 return _CUT
             reason = f"{error}: the worker was ended"
             self._overlong[series] = f"a shorter one took too long ({reason})"
@@ -149,7 +151,7 @@ class Run(Generic[R]):
             self._warm.clear()  # what failed may have ended processes
         rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
         timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
-        if timeouts and limit < request.limit_s:
+        if timeouts and given < whole:
             return _CUT  # the budget's fault, not the case's: the next sitting measures it
         if timeouts:
             self._overlong[series] = f"a shorter one took too long ({timeouts[0]})"
@@ -177,6 +179,13 @@ class Run(Generic[R]):
         row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)
         self.folder.keep(request.case_id, [row], environment=self._ready().environment)
         return None
+
+    def _tell_beginning(self, request: Any, *, count: int, total: int) -> None:
+        """Of a case that is silent for long before anything is timed."""
+        if allowance := _allowance_s(request):
+            self.say(
+                f"[{count}/{total}] {request.case_id}: compiling (up to {allowance:.0f} s beside its limit)"
+            )
 
     def _tell(self, request: Any, reason: str | None, *, count: int, total: int, begun: float) -> None:
         rows = self.folder.rows([request.case_id])
@@ -228,6 +237,18 @@ class Run(Generic[R]):
 
 _CUT = "the budget ended"
 _LATER = "more than what is left of the budget"
+
+
+def _allowance_s(request: Any) -> float:
+    """Seconds that a request may take before its limit begins, for compiling; most kinds have none."""
+    return float(getattr(request, "allowance_s", 0.0))
+
+
+def _within(request: Any, given_s: float) -> Any:
+    """The request in so many seconds at most: its limit, and what is left beside it to compile in."""
+    limit_s = min(request.limit_s, given_s)
+    beside = {"compile_limit_s": given_s - limit_s} if _allowance_s(request) else {}
+    return dataclasses.replace(request, limit_s=limit_s, **beside)
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

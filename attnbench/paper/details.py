@@ -54,6 +54,7 @@ def _step(row: TrainStep) -> Mapping[str, str]:
         "peak memory": _bytes(row.peak_bytes),
         "batch": _batch(row),
         "checkpointing": row.checkpointing,
+        "compiled": "" if row.compiled is None else "yes" if row.compiled else "no",
         "precision": row.precision,
         "GPUs": str(row.gpus),
     }

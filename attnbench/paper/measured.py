@@ -148,7 +148,7 @@ def _substitutes(figure: Figure, found: Sequence[Curve]) -> list[str]:
 # ---------------------------------------------------------------- records of whole models
 
 # What else may differ between rows of one line: named in its edition where it does.
-_SETTINGS = ("checkpointing", "precision", "gpus", "batch", "launch")
+_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "batch", "launch")
 _COLUMNS = {"rate": "tokens_per_s", "memory": "peak_bytes", "time": "median_ms", "loss": "loss"}
 
 
@@ -210,8 +210,9 @@ def _varies(rows: Iterable[Record], name: str, *, x: str) -> bool:
 
 def _edition(row: Record, varying: Sequence[str]) -> str:
     words = {"checkpointing": "checkpointing {}", "gpus": "{} GPUs", "batch": "batch {}"}
+    flags = {"compiled": ("not compiled", "compiled")}
     told = [
-        words.get(name, "{}").format(value)
+        flags[name][value] if name in flags else words.get(name, "{}").format(value)
         for name in varying
         if (value := getattr(row, name, None)) is not None
     ]

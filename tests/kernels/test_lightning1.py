@@ -131,3 +131,22 @@ def test_tiles_fit_the_shared_memory(dim: int, element_size: int, shared_memory:
     assert config.block_m % config.block_n == 0
     rows_q, rows_kv = config.block_m, config.num_stages * config.block_n
     assert element_size * (rows_q * dim + rows_kv * (dim + config.block_e)) <= shared_memory
+
+
+# ---------------------------------------------------------------- as a custom operator
+
+
+def test_the_operator_keeps_torchs_rules_and_computes_what_the_function_does(inputs: Any) -> None:
+    q, k, v = inputs((1, 2, 19, 16, 32))
+    slopes = torch.tensor([0.5, 0.01], device=q.device)
+    operator = torch.ops.attnbench.lightning1
+    torch.library.opcheck(operator.default, (q, k, v, slopes, 0.5))
+    ours, expected = operator(q, k, v, slopes, 0.5), lightning_attention_1(q, k, v, slopes, scale=0.5)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    into = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, (q, k, v), into),
+        torch.autograd.grad(expected, (q, k, v), into),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.kernels import lightning_attention_2, lightning_decode
+from attnbench.kernels import lightning2, lightning_attention_2, lightning_decode
 from attnbench.kernels._plan import Plan
 from attnbench.kernels._scan import Hints, Scan, run_scans
 
@@ -396,6 +397,28 @@ def test_compiled_code_is_one_graph(oracle: Any, error: Any, inputs: Any) -> Non
         strict=True,
     ):
         assert error(ours, expected) <= 1e-5
+
+
+def test_the_operator_takes_the_segments_along(inputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a dispatch mode looks on, as selective checkpointing's does, forward and backward are operators."""
+    seen, segments = [], []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    def counted(scans: Any, *, slopes: Any, hints: Any) -> None:
+        segments.append(hints.segments)
+        run_scans(scans, slopes=slopes, hints=hints)
+
+    monkeypatch.setattr(lightning2, "run_scans", counted)
+    q, k, v = inputs((1, 1, 70, 16, 16))
+    with Looking():  # type: ignore[no-untyped-call]
+        out = lightning_attention_2(q, k, v, segments=3)
+        torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    assert segments == [3, 3]
+    assert {"attnbench::lightning2", "attnbench::lightning2_backward"} <= set(seen)
 
 
 def test_the_operator_refuses_what_the_function_refuses(inputs: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from attnbench.errors import UserError
@@ -45,6 +46,14 @@ def test_records_come_back_as_they_were(kind: type[TrainStep], rows: list[TrainS
     records.write(rows, tmp_path / records.file_name(kind), kind=kind, environment={"device": "a card"})
     assert records.read(tmp_path, kind=kind) == rows
     assert records.read_environment(tmp_path, kind=kind) == {"device": "a card"}
+
+
+def test_what_an_older_file_does_not_have_is_unknown(tmp_path: Path) -> None:
+    file = tmp_path / "train-step.parquet"
+    records.write([dataclasses.replace(STEP, compiled=True)], file, kind=TrainStep, environment={})
+    table = pq.read_table(file).drop_columns(["compiled", "first_step_ms"])  # version 1 had neither
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, records.VERSION_KEY: b"1"}), file)
+    assert records.read(tmp_path, kind=TrainStep) == [STEP]
 
 
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
