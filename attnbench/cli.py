@@ -277,8 +277,7 @@ def _measure(grid: Sweep, *, engine: Engine, out: Path | None, resume: bool, plo
 
 
 def _draw(frame: Any, folder: Path) -> list[Path]:
-    from attnbench.plots import plot_run
-    from attnbench.shape_plots import plot_shapes
+    from attnbench.plots import plot_run, plot_shapes
     from attnbench.shapes import lists_shapes
 
     # Listed shapes are points with no line through them, unless no bound is known to set them against.
@@ -327,7 +326,7 @@ def roofline(
 
     A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows.
     """
-    from attnbench.roofline_plots import plot_roofline
+    from attnbench.plots import plot_roofline
     from attnbench.store import load_results
 
     folder = out or _figures_beside(runs[0])

@@ -22,7 +22,7 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 LAYERS = (
     {"errors", "version", "case"},
     {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options", "places"},
-    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats", "pages"},
+    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats"},
     {
         "executors",
         "sweeping",
@@ -30,8 +30,6 @@ LAYERS = (
         "listing",
         "summary",
         "plots",
-        "shape_plots",
-        "roofline_plots",
         "progress",
         "tuning",
         "comparison",
