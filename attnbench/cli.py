@@ -55,7 +55,7 @@ from attnbench.version import __version__
 if TYPE_CHECKING:
     from attnbench.case import Case
     from attnbench.executors.engines import Engine
-    from attnbench.sweeps.loader import Device, Sweep
+    from attnbench.sweeps.sweep import Device, Sweep
 
 
 app = typer.Typer(
@@ -174,7 +174,8 @@ def sweep(
     """Measure a grid of cases: check each output, then time it, and store every sample."""
     from attnbench.executors import engines
     from attnbench.measure.environment import pick_device
-    from attnbench.sweeps.loader import Overrides, load
+    from attnbench.sweeps.layers import Overrides
+    from attnbench.sweeps.loader import load
 
     protocol = {"cache": cache, "launch": launch, "cap_s": cap_s, "limit_s": limit_s, "seed": seed}
     overrides = Overrides(

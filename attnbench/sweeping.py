@@ -20,7 +20,7 @@ from attnbench.executors.engines import LOCAL, Engine, coordinating, ready
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.progress import Ticker, ticking
 from attnbench.store import SCHEMA_VERSION, load_results
-from attnbench.sweeps.loader import Sweep
+from attnbench.sweeps.sweep import Sweep
 from attnbench.version import __version__
 
 
