@@ -203,6 +203,7 @@ class Measurement:
     accuracy: Accuracy = field(default_factory=Accuracy)
     telemetry: Telemetry = field(default_factory=Telemetry)
     kernels: tuple[str, ...] | None = None
+    busy_ms: float | None = None  # how long the device was at work in one call that was traced
     config: str | None = None
     phases_s: Mapping[str, float] = field(
         default_factory=dict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.progress import (
 
 from attnbench.case import Case
 from attnbench.executors.supervised import Row
+from attnbench.words import joined
 
 
 class Ticker:
@@ -45,6 +46,14 @@ class Ticker:
         self._console.print(count + describe(row), markup=False, highlight=False, soft_wrap=True)
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
+
+    def waiting(self, names: Sequence[str]) -> None:
+        """Nothing is left to begin; these are still under way."""
+        said = f"waiting for {joined(names)}"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=said)
+        else:
+            self._console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

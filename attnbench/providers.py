@@ -74,6 +74,9 @@ class Provider:
     )
     decode: Decode | None = None
     compiles_each_shape: bool = False  # for seconds, in the first call
+    tunes_each_width: bool = (
+        False  # for tens of seconds, in the first calls: each dtype, heads and head dim anew
+    )
 
     @property
     def available(self) -> bool:

@@ -23,7 +23,7 @@ from attnbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 VERSION_KEY = b"attnbench.schema_version"
 RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
 
@@ -47,7 +47,7 @@ GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {
         "peak_bytes": _I, "reserved_bytes": _I,
     },
     "accuracy": {"rel_err_o": _F, "rel_err_dq": _F, "rel_err_dk": _F, "rel_err_dv": _F},
-    "proof": {"kernels": _STRINGS, "config": _S},
+    "proof": {"kernels": _STRINGS, "busy_ms": _F, "config": _S},
     "telemetry": {
         "sm_clock_mhz": _F, "mem_clock_mhz": _F, "power_w": _F, "temperature_c": _F,
         "throttle": _STRINGS, "energy_j": _F,
@@ -72,12 +72,21 @@ def _without_places(table: pa.Table) -> pa.Table:
     return table
 
 
+def _without_busy_times(table: pa.Table) -> pa.Table:
+    """Version 4 has `busy_ms`; before it the times of traced kernels were not kept."""
+    return table.append_column("busy_ms", pa.nulls(table.num_rows, _F))
+
+
 # version n -> the function that turns a table of version n into one of version n + 1
-MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {1: _without_windows, 2: _without_places}
+MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {
+    1: _without_windows,
+    2: _without_places,
+    3: _without_busy_times,
+}
 
 # Rows by the schema of these versions are rows of the present one in which some columns are unknown: what a worker
 # of an older revision answers can be kept as it is.
-KEEPABLE_VERSIONS = (2, 3)
+KEEPABLE_VERSIONS = (2, 3, 4)
 
 
 def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
@@ -104,6 +113,7 @@ def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:
         "gbps": m.gbps,
         "roofline": m.roofline,
         "kernels": None if m.kernels is None else list(m.kernels),
+        "busy_ms": m.busy_ms,
         "config": m.config,
     }
     if timing is not None:

@@ -1,4 +1,4 @@
-"""One sweep from its cases to its merged Parquet: the run's record, the lock, the executor, the merge."""
+"""One sweep from its cases to its merged Parquet: the run's record, the locks, the executor, the merge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.console import Console
 
 from attnbench.case import Case, Launch
 from attnbench.errors import UserError
-from attnbench.executors.engines import LOCAL, Engine, coordinating, ready
+from attnbench.executors.engines import LOCAL, Engine, ready
+from attnbench.executors.lock import run_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.progress import Ticker, ticking
 from attnbench.store import SCHEMA_VERSION, load_results
@@ -115,7 +116,7 @@ def run_sweep(
             **({"refining": True} if refine else {}),
         }
         folder = open_run(path, record=record, resume=resume)
-        stack.enter_context(coordinating(engine, folder))
+        stack.enter_context(run_lock(folder.run_id))
         missing = len(cases) - len(folder.done() & {c.case_id for c in cases})
         executor = make(folder)
         try:

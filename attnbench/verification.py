@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -124,29 +125,73 @@ def jobs_on(device: str) -> int:
     return 1 if device == "cpu" else max(1, min(_MOST_JOBS, (os.cpu_count() or 1) // 2))
 
 
-def verify(
-    wanted: Sequence[Case], *, device: str, seed: int, jobs: int, finished: Callable[[Row], None]
-) -> list[Finding]:
-    """Check every case in one of `jobs` worker processes, which share the device; `finished` hears of each row, in the
-    order in which they come.
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Cases that one worker checks, as they share what is compiled and tuned: their places among all."""
 
-    Raises UserError when another attnbench times on the device, or no worker starts.
-    """
+    name: str
+    places: tuple[int, ...]
+
+
+def _groups(wanted: Sequence[Case], *, device: str) -> list[_Group]:
+    """Those first that take longest, so that no worker begins with one of them when the others have ended."""
     together: dict[tuple[str, str, int], list[int]] = {}
     for place, case in enumerate(wanted):
         together.setdefault((case.mechanism, case.dtype, case.head_dim), []).append(place)
-    waiting = iter(together.values())
+    first_calls = {mechanism: _first_calls(mechanism, device=device) for mechanism, _, _ in together}
+    longest = sorted(together.items(), key=lambda each: (first_calls[each[0][0]], len(each[1])), reverse=True)
+    return [
+        _Group(name=f"{mechanism} ({dtype}, head dim {head_dim})", places=tuple(places))
+        for (mechanism, dtype, head_dim), places in longest
+    ]
+
+
+def _first_calls(mechanism: str, *, device: str) -> int:
+    """How long the first calls of a mechanism take, as a rank: those that tune, that compile, others, those that end
+    as unsupported."""
+    provider = find(mechanism).provider_for(device)
+    if isinstance(provider, str):
+        return 0
+    return 3 if provider.tunes_each_width else 2 if provider.compiles_each_shape else 1
+
+
+def verify(
+    wanted: Sequence[Case],
+    *,
+    device: str,
+    seed: int,
+    jobs: int,
+    finished: Callable[[Row], None],
+    waiting: Callable[[Sequence[str]], None] = lambda names: None,
+) -> list[Finding]:
+    """Check every case in one of `jobs` worker processes, which share the device.
+
+    finished: hears of each row, in the order in which they come. waiting: of what is still under way, each time that a
+    worker finds nothing more to begin.
+
+    Raises UserError when another attnbench times on the device, or no worker starts.
+    """
+    left = deque(_groups(wanted, device=device))
+    under_way: dict[int, str] = {}
     rows: dict[int, Row] = {}
     guard, stopped = threading.Lock(), threading.Event()
 
-    def check(worker: SupervisedWorker) -> None:
+    def following(number: int) -> _Group | None:
+        with guard:
+            if stopped.is_set():
+                return None
+            under_way.pop(number, None)
+            if left:
+                under_way[number] = left[0].name
+                return left.popleft()
+            if under_way:
+                waiting(tuple(under_way.values()))
+            return None
+
+    def check(number: int, worker: SupervisedWorker) -> None:
         with worker.running():
-            while True:
-                with guard:
-                    places = None if stopped.is_set() else next(waiting, None)
-                if places is None:
-                    return
-                for place in places:
+            while (group := following(number)) is not None:
+                for place in group.places:
                     row = worker.row(wanted[place], verify_only=True)
                     if stopped.is_set():  # nobody waits for it, and its worker may have been ended
                         return
@@ -167,10 +212,10 @@ def verify(
                 run_id="verify",
                 lock=lock,
             )
-            for number in range(min(jobs, len(together)))
+            for number in range(min(jobs, len(left)))
         ]
         try:
-            for done in as_completed([threads.submit(check, worker) for worker in workers]):
+            for done in as_completed([threads.submit(check, *each) for each in enumerate(workers)]):
                 done.result()
         except BaseException:  # Ctrl-C too: threads cannot be ended, but what they wait for can
             stopped.set()

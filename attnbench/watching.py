@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from attnbench import store
 from attnbench.errors import UserError
-from attnbench.executors.lock import is_held
+from attnbench.executors.lock import run_is_held
 from attnbench.executors.run_folder import read_run
 from attnbench.gate.telling import duration
 from attnbench.progress import describe
@@ -39,7 +39,7 @@ class State:
     done: int
     statuses: Mapping[str, int]
     left_s: float | None
-    measuring: bool  # somebody times on this device
+    measuring: bool  # a process of this machine is at work on it
     refining: bool = False  # what is left is for the results to say
 
     @property
@@ -59,7 +59,7 @@ class State:
         if self.finished:
             return f"{said}: finished."
         if self.stopped:
-            return f"{said}: stopped, as nothing is timing on this device."
+            return f"{said}: stopped, as nothing measures it on this machine."
         return f"{said}{'' if self.left_s is None else f', about {duration(self.left_s)} left'}."
 
 
@@ -86,7 +86,7 @@ class Watcher:
             done=len(self._rows),
             statuses=Counter(str(row["status"]) for row in self._rows.values()),
             left_s=_left_s(list(self._rows.values()), left=left),
-            measuring=is_held(str(folder.record["device"])) or is_held(folder.lock_name),
+            measuring=run_is_held(folder.run_id),
             refining=bool(folder.record.get("refining")),
         )
         return state, sorted(fresh, key=_started)
@@ -121,7 +121,7 @@ def as_json(state: State) -> str:
 
 
 def _looks(watcher: Watcher) -> Iterator[tuple[State, list[Row]]]:
-    """One look after another. Two in a row must find nobody at work: between two workers a lock may be free."""
+    """One look after another. Two in a row must find nobody at work: a run is there before its lock is held."""
     idle = 0
     while True:
         state, rows = watcher.look()

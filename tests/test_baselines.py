@@ -24,8 +24,9 @@ from attnbench.baselines import lightning_torch, sdpa
 from attnbench.baselines.lightning_torch import lightning1, lightning2
 from attnbench.baselines.linear_cumsum import linear_cumsum
 from attnbench.baselines.linear_quadratic import linear_quadratic
-from attnbench.case import Case, Workload
-from attnbench.measure.trace import kernel_names, missing_kernel
+from attnbench.case import Cache, Case, Workload
+from attnbench.measure.clock import open_clock
+from attnbench.measure.trace import missing_kernel, trace
 from attnbench.registry import Provider, find, mechanisms
 from attnbench.semantics import TOLERANCES, TORCH_DTYPES
 
@@ -791,14 +792,17 @@ def test_the_kernels_of_foreign_linear_attention_have_the_names_that_the_registr
             return o
 
         o = forward()
+        clock = open_clock(device=o.device, cache=Cache.HOT)
         ran = {
-            "fwd": kernel_names(forward, device=o.device),
-            "bwd": kernel_names(
-                lambda: torch.autograd.grad(o, leaves, arranged.do, retain_graph=True), device=o.device
+            "fwd": trace(forward, clock=clock, device=o.device),
+            "bwd": trace(
+                lambda: torch.autograd.grad(o, leaves, arranged.do, retain_graph=True),
+                clock=clock,
+                device=o.device,
             ),
         }
-    for workload, names in ran.items():
-        assert missing_kernel(names, pattern=provider.kernels) is None, workload
+    for workload, seen in ran.items():
+        assert missing_kernel(seen.kernels, pattern=provider.kernels) is None, workload
 
 
 @pytest.mark.gpu

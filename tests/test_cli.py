@@ -601,7 +601,7 @@ def test_one_sweep_at_a_time_and_a_terminated_one_ends_cleanly(
     _until(lambda: (tmp_path / "run" / "worker.log").exists(), what="a worker")
 
     second = call("sweep", "slow.toml", "--device", "cpu", "-o", "second")
-    _is_one_sentence(second, f"another attnbench (process {running.pid}) is timing on cpu", "wait for it")
+    _is_one_sentence(second, f"another attnbench is timing on cpu (process {running.pid})", "wait for it")
     assert not (tmp_path / "second").exists()  # the same command works as soon as the first has ended
 
     running.wait_for("")

@@ -1,11 +1,8 @@
-"""The folder of a run, and the lock of a device: nothing is overwritten, mixed up or measured twice."""
+"""The folder of a run: nothing is overwritten, mixed up or measured twice."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pytest
 from attnbench import store
 from attnbench.case import Case, Measurement, Status, Workload
 from attnbench.errors import UserError
-from attnbench.executors.lock import LOCK_FOLDER_VARIABLE, device_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.sweeps.loader import load
 
@@ -179,79 +175,3 @@ def test_merging_again_repeats_no_row(tmp_path: Path) -> None:
     folder.merge()
     folder.keep(_row("flash2", started_at=None))
     assert store.read(folder.merge()).num_rows == 2
-
-
-# ---------------------------------------------------------------- the lock
-
-
-def _locked(device: str) -> bool:
-    try:
-        with device_lock(device):
-            return False
-    except UserError:
-        return True
-
-
-def test_a_second_holder_is_refused_and_told_who_holds_it() -> None:
-    holding = (
-        "from attnbench.executors.lock import device_lock\n"
-        "with device_lock('cpu'):\n    print('held', flush=True)\n    input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(UserError, match=rf"\(process {holder.pid}\) is timing on cpu"),
-            device_lock("cpu"),
-        ):
-            pytest.fail("two hold the lock")
-        assert not _locked("cuda-GPU-1234")  # another device is free
-        holder.kill()
-        holder.wait()
-        assert not _locked("cpu")  # however its holder ended
-
-
-def test_the_lock_is_free_after_its_block_even_after_an_error() -> None:
-    class UnexpectedError(Exception): ...
-
-    def fail() -> None:
-        with device_lock("cpu"):
-            raise UnexpectedError
-
-    with pytest.raises(UnexpectedError):
-        fail()
-    assert not _locked("cpu")
-
-
-def test_one_process_cannot_hold_it_twice() -> None:
-    with device_lock("cpu"):
-        assert _locked("cpu")
-
-
-def test_a_worker_that_outlives_its_parent_keeps_the_lock() -> None:
-    with device_lock("cpu") as descriptor:
-        worker = subprocess.Popen(
-            [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(descriptor,)
-        )
-    with worker:
-        assert _locked("cpu")
-        worker.kill()
-        worker.wait()
-        assert not _locked("cpu")
-
-
-def test_a_lock_folder_that_is_not_there_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="cannot open the device lock"), device_lock("cpu"):
-        pytest.fail("there is no lock to hold")
-
-
-def test_a_device_name_with_odd_characters_is_a_file_name(tmp_path: Path) -> None:
-    with device_lock("NVIDIA H200/0: GPU"):
-        (lock,) = tmp_path.glob("*.lock")
-        assert lock.read_text() == f"{os.getpid()}\n"

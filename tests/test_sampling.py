@@ -18,6 +18,8 @@ from attnbench.stats import relative_half_width
 class ScriptedClock:
     """Samples from a script; time passes by them and by nothing else."""
 
+    clears = False
+
     def __init__(self, samples_ms: Iterable[float]) -> None:
         self._script: Iterator[float] = iter(samples_ms)
         self.now_s = 1000.0
@@ -36,6 +38,7 @@ class ScriptedClock:
         self.batches.append(samples)
         return samples
 
+    def clear(self) -> None: ...
     def close(self) -> None: ...
 
 

@@ -27,7 +27,7 @@ CONTRACT = [
     "tokens_per_s", "tflops", "gbps", "roofline",
     "input_bytes", "output_bytes", "saved_bytes", "state_bytes", "workspace_bytes", "peak_bytes", "reserved_bytes",
     "rel_err_o", "rel_err_dq", "rel_err_dk", "rel_err_dv",
-    "kernels", "config",
+    "kernels", "busy_ms", "config",
     "sm_clock_mhz", "mem_clock_mhz", "power_w", "temperature_c", "throttle", "energy_j",
 ]  # fmt: skip
 
@@ -87,6 +87,7 @@ def _full(**changes: Any) -> Measurement:
             energy_j=1.4,
         ),
         kernels=("second_kernel", "first_kernel"),
+        busy_ms=1.9,
         config='{"tile": 64}',
     )
     return dataclasses.replace(full, **changes)
@@ -127,7 +128,7 @@ def test_version_and_records_are_in_the_file_metadata(tmp_path: Path) -> None:
     file = tmp_path / "results.parquet"
     store.write(_table(_full(), record={"environment": {"torch": "2"}}), file)
     metadata = pq.read_schema(file).metadata
-    assert metadata[b"attnbench.schema_version"] == b"3"
+    assert metadata[b"attnbench.schema_version"] == b"4"
     assert store.records(store.read(file)) == {"run-1": {"environment": {"torch": "2"}}}
 
 
@@ -187,6 +188,7 @@ def test_every_value_survives_the_round_trip(tmp_path: Path) -> None:
         "rel_err_dk": 0.03,
         "rel_err_dv": 0.04,
         "kernels": ["second_kernel", "first_kernel"],
+        "busy_ms": 1.9,
         "config": '{"tile": 64}',
         "sm_clock_mhz": 1980.0,
         "mem_clock_mhz": 2619.0,
@@ -338,8 +340,8 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     file = tmp_path / "newer.parquet"
-    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"4"}), file)
-    with pytest.raises(UserError, match=r"schema version 4.*reads up to 3: update attnbench"):
+    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"5"}), file)
+    with pytest.raises(UserError, match=r"schema version 5.*reads up to 4: update attnbench"):
         store.load_results(file)
 
 
@@ -365,23 +367,24 @@ def test_an_older_file_goes_through_its_migration(tmp_path: Path, monkeypatch: p
         at = table.column_names.index("provider")
         return table.set_column(at, "provider", pa.array(["new name"] * table.num_rows))
 
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 4)
-    monkeypatch.setattr(store, "MIGRATIONS", {3: rename_provider})
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 5)
+    monkeypatch.setattr(store, "MIGRATIONS", {4: rename_provider})
     frame = store.load_results(file)
     assert frame["provider"].tolist() == ["new name"]
     assert set(frame.attrs["runs"]) == {"run-1"}
     rewritten = tmp_path / "newer.parquet"
     store.write(store.load_table(file), rewritten)
-    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"4"
+    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"5"
 
 
-def test_a_file_from_before_windows_has_none(tmp_path: Path) -> None:
+def test_a_file_of_the_first_version_has_nulls_for_what_came_later(tmp_path: Path) -> None:
     file = tmp_path / "version1.parquet"
-    table = _table(_full(), _bare()).drop_columns(["window", "node", "gpu_index"])
+    later = ["window", "node", "gpu_index", "busy_ms"]
+    table = _table(_full(), _bare()).drop_columns(later)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, store.VERSION_KEY: b"1"}), file)
     frame = store.load_results(file)
     assert list(frame.columns) == CONTRACT
-    assert frame[["window", "node", "gpu_index"]].isna().all(axis=None)
+    assert frame[later].isna().all(axis=None)
 
 
 # ---------------------------------------------------------------- whole or not there

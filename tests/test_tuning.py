@@ -9,8 +9,10 @@ import contextlib
 import csv
 import dataclasses
 import importlib.resources
+import itertools
 import math
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +29,7 @@ from attnbench.kernels._host import Limits
 from attnbench.kernels._scan import Scan, run_scans
 from attnbench.tuning import command, report, trial
 from attnbench.tuning.candidates import DEFAULT_SHAPES, Point, candidates, chunk_points, fitted, points_by_row
-from attnbench.tuning.choosing import Choice, Entry, Standing, choice, gain, halve, next_in_line
+from attnbench.tuning.choosing import WORTH, Choice, Entry, Standing, choice, gain, halve, next_in_line
 from attnbench.tuning.race import Clockwork, Jobs, entries_of, race
 from attnbench.tuning.trial import LAUNCHES, Answer, Check, Job, Timing, Work, admission, check, screening
 
@@ -357,7 +359,7 @@ def test_the_score_is_the_geometric_mean_of_medians() -> None:
 
 def test_the_tables_row_gives_way_to_a_real_gain_only() -> None:
     current = timed(CURRENT, 1.0)
-    close, clear = timed(FAST, 0.995), timed(FASTER, 0.9)
+    close, clear = timed(FAST, 0.976), timed(FASTER, 0.9)
     assert next_in_line([close, current]) is current
     assert next_in_line([clear, current]) is clear
     clear.refuse(Standing.WRONG, "off by 1")
@@ -365,6 +367,35 @@ def test_the_tables_row_gives_way_to_a_real_gain_only() -> None:
     current.refuse(Standing.WRONG, "off by 1")
     assert next_in_line([clear, close, current]) is close
     assert next_in_line([clear, current]) is None
+
+
+def test_a_gain_is_more_than_two_recordings_differ_by() -> None:
+    """Of the same pairs of configurations, at the same shapes, on one GPU model at two times."""
+    folder = Path(__file__).parent.parent / "results" / "h200"
+    first, second = (_forwards(folder / f"{name}-search.csv") for name in ("joint", "design"))
+    shapes: dict[tuple[str, ...], list[float]] = {}
+    for (shape, config), ms in first.items():
+        if (shape, config) in second:
+            shapes.setdefault(shape, []).append(math.log(second[shape, config] / ms))
+    pairs = [abs(a - b) for logs in shapes.values() for a, b in itertools.combinations(logs, 2)]
+    quarters = [math.expm1(x) for x in statistics.quantiles(pairs, n=4)]
+    assert len(pairs) == 1351
+    assert [round(x, 3) for x in quarters[1:]] == [0.009, 0.023]  # as the words beside `WORTH` say
+    assert quarters[2] < WORTH
+
+
+def _forwards(path: Path) -> dict[tuple[tuple[str, ...], tuple[str, ...]], float]:
+    """Milliseconds of the portable kernel's forwards, by shape and by configuration."""
+    shape = ("batch", "heads", "seq_len", "head_dim")
+    config = ("block_c", "block_e", "num_warps", "num_stages", "max_registers", "segments")
+    with path.open(encoding="utf-8") as file:
+        return {
+            (tuple(row[x] for x in shape), tuple(row[x] for x in config)): float(row["median_ms"])
+            for row in csv.DictReader(file)
+            if row["workload"] == "fwd"
+            and row.get("slopes", "geometric") == "geometric"
+            and row.get("specialised") != "1"
+        }
 
 
 def test_nobody_wins_who_was_not_admitted() -> None:
@@ -388,7 +419,7 @@ class Played:
         chunk_ms: Callable[[Point], float] = lambda point: 0.256,
         wrong: Callable[[Check], bool] = lambda job: False,
         lost: Callable[[Job], bool] = lambda job: False,
-        seconds: float = 0.01,
+        seconds: float | Callable[[Job], float] = 0.01,
     ) -> None:
         self.time = 0.0
         self.jobs: list[Job] = []
@@ -401,7 +432,7 @@ class Played:
         for job in jobs:
             if stop():
                 return
-            self.time += self._seconds
+            self.time += self._seconds(job) if callable(self._seconds) else self._seconds
             self.jobs.append(job)
             yield job, self._answer(job)
 
@@ -420,7 +451,7 @@ class Played:
 def by_chunk(config: Config) -> float:
     """Chunk 32 is fastest, then by stages."""
     assert isinstance(config, ScanConfig)
-    return 1.0 + abs(math.log2(config.block_c / 32)) + config.num_stages / 50
+    return 1.0 + abs(math.log2(config.block_c / 32)) + config.num_stages / 20
 
 
 def by_stages(config: Config) -> float:
@@ -500,6 +531,10 @@ def by_heads(point: Point) -> float:
     return point.heads / 66 * 0.256
 
 
+def chunk_timings(played: Played) -> list[Timing]:
+    return [j for j in played.jobs if isinstance(j, Timing) and j.segments is not None and j.count]
+
+
 @pytest.mark.parametrize("better", [False, True])
 def test_a_winners_chunks_are_measured(better: bool) -> None:
     played = Played(ms=by_stages if better else lambda config: 1.0, chunk_ms=by_heads)
@@ -508,9 +543,51 @@ def test_a_winners_chunks_are_measured(better: bool) -> None:
     assert found.winner.current is not better
     assert found.winner.chunk_us == (1.0, 2.0, 3.0)
     assert [e for e in found.entries if e.chunk_us] == [found.winner]
-    jobs = [j for j in played.jobs if isinstance(j, Timing) and j.segments is not None]
+    jobs = chunk_timings(played)
     assert [(j.segments, j.point.heads) for j in jobs] == [(1, 66), (1, 66), (1, 132), (1, 198)]
     assert played.jobs[-len(jobs) :] == jobs  # after all checks, with the device for themselves
+    ahead = [j for j in played.jobs if isinstance(j, Timing) and not j.count]
+    assert ahead == [dataclasses.replace(jobs[0], count=0)]  # compiled where many processes do it
+
+
+def test_chunk_times_have_their_share_of_a_budget_that_the_race_would_spend() -> None:
+    """The race goes on while it may, and an admission takes its share: what a chunk takes is measured all the same."""
+
+    def seconds(job: Job) -> float:
+        return (
+            1.15 if isinstance(job, Check) and job.dtype == "fp16" else 0.5
+        )  # the former at admissions only
+
+    played = Played(ms=by_chunk, seconds=seconds)
+    choices, told = run_race(played, ROW, OTHER, CROWDED, budget_s=160.0)
+    winners = [c.winner for c in choices if c.winner is not None]
+    assert len(winners) == 3
+    assert any(
+        len(samples) < 24 for e in winners for samples in e.samples_ms.values()
+    )  # a race was cut short
+    assert all(e.chunk_us for e in winners)
+    assert told[-1].endswith("measured the chunk times of 3 of 3 rows")
+    assert played.time <= 160.0
+
+
+def test_rows_that_are_new_have_their_chunks_measured_first() -> None:
+    """What stays in the table has its times already."""
+
+    def late(point: Point) -> float:
+        played.time += 2000.0 if played.time < 1000 and len(chunk_timings(played)) == 4 else 0.0
+        return by_heads(point)
+
+    def ms(config: Config) -> float:
+        return by_stages(config) if getattr(config, "programs", 0) == 3 else 1.0
+
+    played = Played(ms=ms, chunk_ms=late)
+    (stays, new), told = run_race(played, OTHER, CROWDED)
+    assert stays.winner is not None
+    assert new.winner is not None
+    assert (stays.winner.current, new.winner.current) == (True, False)
+    assert new.winner.chunk_us == (1.0, 2.0, 3.0)
+    assert (stays.winner.chunk_us, stays.winner.chunk_reason) == ((), "the time was over")
+    assert told[-1].endswith("measured the chunk times of 1 of 2 rows")
 
 
 def test_a_winner_whose_chunks_cannot_be_measured_stays_a_winner() -> None:
@@ -520,20 +597,22 @@ def test_a_winner_whose_chunks_cannot_be_measured_stays_a_winner() -> None:
     (found,), told = run_race(Played(ms=by_chunk, lost=lost), CROWDED)
     assert found.winner is not None
     assert found.winner.standing is Standing.ADMITTED
-    assert found.winner.chunk_us == ()
+    assert (found.winner.chunk_us, found.winner.chunk_reason) == ((), "its process ended with signal SIGSEGV")
     assert told[-1].endswith("measured the chunk times of 0 of 1 rows")
 
 
 def test_chunks_are_not_measured_after_the_time() -> None:
     def late(point: Point) -> float:
-        played.time = 2000.0  # the second of three launches is never made
+        if chunk_timings(played):  # the second of three launches is never made
+            played.time = 2000.0
         return 0.256
 
     played = Played(ms=by_chunk, chunk_ms=late)
     (found,), _ = run_race(played, ROW)
     assert found.winner is not None
     assert found.winner.chunk_us == ()
-    assert len([j for j in played.jobs if isinstance(j, Timing) and j.segments is not None]) == 1
+    assert found.winner.chunk_reason == "the time was over"
+    assert len(chunk_timings(played)) == 1
 
 
 def test_where_all_is_wrong_nothing_is_admitted() -> None:
@@ -624,7 +703,7 @@ def test_the_files_that_a_tuning_leaves(tmp_path: Path, monkeypatch: pytest.Monk
     (refused,) = [r for r in rows if r["standing"] == "wrong"]
     assert (refused["reason"], refused["median_ms"]) == ("off by 1e+00", "")
     (first,) = [r for r in rows if r["current"] == "True" and r["key_dim"] == "64"]
-    assert (first["block_c"], first["seq_len"], float(first["median_ms"])) == ("64", "4096", 2.08)
+    assert (first["block_c"], first["seq_len"], float(first["median_ms"])) == ("64", "4096", 2.2)
 
     won, wrong = outcome.sentences[:2]
     assert won.startswith("lightning2, 2 bytes, D up to 64, 2 programs: chunk 32, value tile ")
@@ -639,6 +718,8 @@ def test_the_files_that_a_tuning_leaves(tmp_path: Path, monkeypatch: pytest.Monk
     assert outcome.rows[0]["wrong"] == 1
     assert outcome.rows[2]["programs"] == 3
     assert outcome.rows[2]["config"]["chunk_us"] == [1.0, 1.0, 1.0]
+    assert {row["chunk_us_are"] for row in outcome.rows} == {"measured"}
+    assert not [sentence for sentence in outcome.sentences if "chunk times" in sentence]
 
 
 @pytest.mark.usefixtures("played_gpu")
@@ -675,17 +756,35 @@ def test_the_tables_row_stays_where_nothing_is_better(tmp_path: Path) -> None:
 def test_a_table_says_which_chunk_times_were_not_measured(
     tmp_path: Path, ms: Callable[[Config], float], words: str
 ) -> None:
-    tune(
+    outcome = tune(
         Played(ms=ms, lost=lambda job: isinstance(job, Timing) and job.segments is not None),
         tmp_path / "t.toml",
     )
     text = (tmp_path / "t.toml").read_text(encoding="utf-8")
     assert text.count(f"; chunk_us {words}") == 3
+    said = [sentence for sentence in outcome.sentences if "chunk times" in sentence]
+    assert [sentence.partition(": ")[2] for sentence in said] == [
+        "chunk times, by which plans choose among rows, were not measured (its process ended with signal SIGSEGV); "
+        f"those in the table are {words}"
+    ] * 3
+    assert {row["chunk_us_are"] for row in outcome.rows} == {words}
     after, before = parse(text, source="t"), table("hopper")
     for row in (ROW, OTHER, CROWDED):
         times = chunk_times(after.rows[row])
         assert len(times) == row.programs
         assert (times == chunk_times(before.rows[row])) or ms is by_chunk
+    if ms is by_chunk:  # half a chunk's work, and twice as fast in the race
+        expected = [us / 2 / 2 for us in chunk_times(before.rows[ROW])]
+        assert chunk_times(after.rows[ROW]) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.usefixtures("played_gpu")
+def test_a_gain_that_is_too_little_is_told(tmp_path: Path) -> None:
+    outcome = tune(Played(ms=lambda config: 0.976 if config == FAST else 1.0), tmp_path / "t.toml")
+    assert outcome.sentences[0].partition("the table's row stays: ")[2] == (
+        "chunk 64, value tile 64, 4 warps, 4 stages; "
+        "chunk 32, value tile 64, 4 warps, 4 stages is 2.5% faster, too little for a change, which takes 3%"
+    )
 
 
 @pytest.mark.usefixtures("played_gpu")

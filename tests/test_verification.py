@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from attnbench import verification
 from attnbench.case import Case, Status, Workload
-from attnbench.executors.supervised import Row
+from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.registry import Provider, find
 
 LENGTHS = (1, 65, 200, 2000)
@@ -75,10 +77,68 @@ def test_the_other_axes_are_right(mechanism: str) -> None:
         assert row.status is Status.OK, (case.case_id, row.reason)
 
 
+def test_what_tunes_in_its_first_calls_is_begun_first_and_then_what_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the many cases of others; what is absent, and costs nothing, comes last. No case is left out."""
+    monkeypatch.setattr(Provider, "available", property(lambda provider: provider.package in (None, "fla")))
+    names = ("xformers", "lightning2", "flex", "fla-simple-gla", "sdpa-math")
+    wanted = verification.cases(
+        mechanisms=names, dtypes=["bf16"], seq_lens=LENGTHS, dims=[(64, 64), (128, 128), (64, 128)], device="cuda"
+    )  # fmt: skip
+    groups = verification._groups(wanted, device="cuda")
+    order = list(dict.fromkeys(group.name.split()[0] for group in groups))
+    assert order[:2] == ["fla-simple-gla", "flex"]
+    assert order[-1] == "xformers"
+    assert groups[0].name == "fla-simple-gla (bf16, head dim 64)"  # two widths of values
+    assert sorted(place for group in groups for place in group.places) == list(range(len(wanted)))
+    for group in groups:
+        assert len({(wanted[n].mechanism, wanted[n].dtype, wanted[n].head_dim) for n in group.places}) == 1
+
+
+WANTED = [
+    case for name in ("linear-quadratic", "sdpa-math", "linear-cumsum") for case in _cases(name, seq_lens=(1, 17))
+]  # fmt: skip
+
+
 def _verify(finished: Callable[[Row], None], *, jobs: int) -> list[verification.Finding]:
-    mechanisms = ("linear-quadratic", "sdpa-math", "linear-cumsum")
-    wanted = [case for name in mechanisms for case in _cases(name, seq_lens=(1, 17))]
-    return verification.verify(wanted, device="cpu", seed=0, jobs=jobs, finished=finished)
+    return verification.verify(WANTED, device="cpu", seed=0, jobs=jobs, finished=finished)
+
+
+def test_who_ends_last_is_told_of_once_nothing_is_left_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of most cases takes until it was told of; the other worker has the rest meanwhile."""
+    begun, told = threading.Event(), threading.Event()
+    waiting: list[Sequence[str]] = []
+
+    class Played(SupervisedWorker):
+        @contextlib.contextmanager
+        def running(self) -> Iterator[Played]:
+            yield self
+
+        def row(self, case: Case, *, verify_only: bool = False) -> Row:
+            if case.mechanism == "sdpa-math":
+                begun.set()
+                assert told.wait(30)
+            else:
+                assert begun.wait(30)
+            return self.unmeasured(case, status=Status.UNSUPPORTED, reason="played")
+
+    def tell(names: Sequence[str]) -> None:
+        waiting.append(names)
+        told.set()
+
+    monkeypatch.setattr(verification, "SupervisedWorker", Played)
+    rows: list[Row] = []
+    found = verification.verify(
+        WANTED, device="cpu", seed=0, jobs=2, finished=rows.append, waiting=tell
+    )  # fmt: skip
+    assert waiting == [("sdpa-math (fp32, head dim 16)",)]
+    assert len(rows) == len(WANTED)
+    assert [f.mechanism for f in found] == [
+        "linear-quadratic",
+        "sdpa-math",
+        "linear-cumsum",
+    ]  # as they were asked
 
 
 def test_workers_at_once_find_everything_once() -> None:

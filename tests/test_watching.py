@@ -14,7 +14,7 @@ from attnbench import store, watching
 from attnbench.case import Measurement, Status
 from attnbench.cli import Exit, app
 from attnbench.errors import UserError
-from attnbench.executors.lock import device_lock, is_held
+from attnbench.executors.lock import device_lock, run_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.stats import summarize
 from attnbench.sweeping import new_record
@@ -62,7 +62,7 @@ def test_a_sweep_under_way(folder: RunFolder, keep: Keep) -> None:
     """Three of nine cases in two intervals of 2 s: six more will take 12 s."""
     for number in range(3):
         keep(number)
-    with device_lock("cpu"):
+    with run_lock(folder.run_id):
         state, rows = watching.Watcher(path=folder.path).look()
     assert (state.done, state.total, state.statuses) == (3, 9, {"ok": 2, "oom": 1})
     assert state.left_s == pytest.approx(12)
@@ -84,8 +84,10 @@ def test_a_sweep_that_stopped(folder: RunFolder, keep: Keep) -> None:
     keep(0)
     done = invoke(folder.path, "--once")
     assert done.exit_code == Exit.INCONCLUSIVE
-    assert done.stdout == "1 of 9 cases (1 ok): stopped, as nothing is timing on this device.\n"
-    with device_lock("cpu"):
+    assert done.stdout == "1 of 9 cases (1 ok): stopped, as nothing measures it on this machine.\n"
+    with device_lock("cpu"):  # somebody is at work there, on something else
+        assert invoke(folder.path, "--once").exit_code == Exit.INCONCLUSIVE
+    with run_lock(folder.run_id):
         assert invoke(folder.path, "--once").exit_code == Exit.FINE
 
 
@@ -95,7 +97,7 @@ def test_following_to_the_end(
     """Each case is one line as it ends; the last line says that it is finished."""
     todo = iter(range(len(sweep.cases())))
     monkeypatch.setattr("time.sleep", lambda _: keep(next(todo)))
-    with device_lock("cpu"):
+    with run_lock(folder.run_id):
         done = invoke(folder.path)
     lines = done.stdout.splitlines()
     assert done.exit_code == Exit.FINE
@@ -126,13 +128,3 @@ def test_folders_that_hold_no_run(tmp_path: Path, folder: RunFolder) -> None:
     folder.with_record(sweep={"name": "ci"})
     with pytest.raises(UserError, match=r"names no sweep that this attnbench knows: 'description'"):
         watching.Watcher(path=folder.path).look()
-
-
-def test_asking_for_a_lock_leaves_it_as_it_was() -> None:
-    assert not is_held("a device")
-    with device_lock("a device"):
-        assert is_held("a device")
-        assert is_held("a device")
-    assert not is_held("a device")
-    with device_lock("a device"):
-        pass

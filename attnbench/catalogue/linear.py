@@ -16,6 +16,7 @@ def _fla(*, target: str, **others: Any) -> Provider:
         target=f"attnbench.baselines.fla_ops:{target}",
         distribution="fla-core",
         package="fla",
+        tunes_each_width=True,
         install="pip install fla-core",
         dtypes=_HALF,  # fp32 is multiplied in TF32, which is not fp32
         layout="BNHD",

@@ -56,7 +56,12 @@ def verify(
     cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
     with ticking(make_console(stderr=True), total=len(cases)) as ticker:
         found = verification.verify(
-            cases, device=kind, seed=seed, jobs=jobs or verification.jobs_on(kind), finished=ticker.finished
+            cases,
+            device=kind,
+            seed=seed,
+            jobs=jobs or verification.jobs_on(kind),
+            finished=ticker.finished,
+            waiting=ticker.waiting,
         )
     if json_:
         print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))

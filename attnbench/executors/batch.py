@@ -12,7 +12,7 @@ from typing import Any
 
 from attnbench.case import Case, Protocol, Status
 from attnbench.errors import UserError
-from attnbench.executors.lock import gpu_lock
+from attnbench.executors.lock import device_lock
 from attnbench.executors.spared import Overlong
 from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.measure.clock import now_s
@@ -72,7 +72,7 @@ def _events(batch: Batch, *, log: Path, stack: contextlib.ExitStack) -> Iterator
             f"attnbench {here[0]} (schema {here[1]}) is installed there, and the sweep is of {batch.versions[0]} "
             f"(schema {batch.versions[1]}): install the same"
         )
-    lock = stack.enter_context(gpu_lock(batch.kind))
+    lock = stack.enter_context(device_lock(batch.kind))
     worker = SupervisedWorker(
         device=batch.kind, protocol=batch.protocol, log=log, run_id=batch.run_id, lock=lock
     )

@@ -13,11 +13,11 @@ from attnbench.case import Case, Protocol
 from attnbench.errors import UserError, unknown
 from attnbench.executors import ray_tasks, slurm
 from attnbench.executors.local import LocalExecutor
-from attnbench.executors.lock import device_lock
+from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.executors.run_folder import RunFolder
 from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.executors.worker_process import HERE, Interpreter
-from attnbench.measure.environment import visible_gpus
+from attnbench.measure.gpus import visible_gpus
 from attnbench.measure.pretending import VISIBLE
 from attnbench.words import count_text
 
@@ -104,7 +104,7 @@ def engine(
 
 @contextlib.contextmanager
 def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[[RunFolder], Executor]]:
-    """What makes the executor of a run folder, while the engine is there (and, of this machine, nobody else's).
+    """What makes the executor of a run folder, while the engine is there (of this machine, with its GPUs to ourselves).
 
     Raises UserError where it is not installed or not reachable, has fewer GPUs than asked, or is busy.
     """
@@ -140,16 +140,6 @@ def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[
             )
 
 
-@contextlib.contextmanager
-def coordinating(asked: Engine, folder: RunFolder) -> Iterator[None]:
-    """While a run is measured elsewhere nobody else on this machine goes on with it; `watch` sees that it goes on.
-
-    Raises UserError when somebody does already.
-    """
-    with contextlib.nullcontext() if asked.name == "local" else device_lock(folder.lock_name):
-        yield
-
-
 def _interpreters(kind: str, *, gpus: int | None) -> tuple[Interpreter, ...]:
     """One for each GPU of this machine that is used."""
     seen = visible_gpus(kind)
@@ -158,7 +148,7 @@ def _interpreters(kind: str, *, gpus: int | None) -> tuple[Interpreter, ...]:
     used = seen if gpus is None else seen[:gpus]
     if len(used) < 2:
         return (HERE,)
-    return tuple(Interpreter(variables={VISIBLE: name}) for name in used)
+    return tuple(Interpreter(variables={VISIBLE: gpu.name}) for gpu in used)
 
 
 def _workers(
@@ -168,7 +158,7 @@ def _workers(
     kind: str,
     protocol: Protocol,
     run_id: str,
-    lock: int,
+    lock: Descriptors,
 ) -> tuple[SupervisedWorker, ...]:
     several = len(interpreters) > 1
     return tuple(

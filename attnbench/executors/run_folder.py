@@ -28,11 +28,6 @@ class RunFolder:
         return str(self.record["run_id"])
 
     @property
-    def lock_name(self) -> str:
-        """What is locked while cases of the run are measured on other machines than the sweep's own."""
-        return f"the run {self.run_id}"
-
-    @property
     def merged(self) -> Path:
         return self.path / "results.parquet"
 

@@ -11,6 +11,7 @@ from typing import Any
 from attnbench import store
 from attnbench.case import Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
+from attnbench.executors.lock import Descriptors
 from attnbench.executors.worker_process import (
     HERE,
     Interpreter,
@@ -39,7 +40,7 @@ class SupervisedWorker:
     protocol: Protocol
     log: Path
     run_id: str
-    lock: int | None = None  # descriptor of the device lock, for the workers to inherit
+    lock: Descriptors = ()  # of the device, for the workers to inherit
     interpreter: Interpreter = HERE
     options: tuple[str, ...] = ()  # of the worker's messages: what of a measurement is wanted
     replaceable: bool = False  # others can go on with its cases where it cannot

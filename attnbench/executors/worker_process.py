@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from attnbench.executors.lock import Descriptors
 from attnbench.measure.clock import now_s
 
 _START_LIMIT_S = 180.0
@@ -57,7 +58,7 @@ class WorkerProcess:
         *,
         device: str,
         log: Path,
-        inherit: int | None = None,
+        inherit: Descriptors = (),
         interpreter: Interpreter = HERE,
         module: str = "attnbench.measure.worker",  # what serves in it: a caller of `attnbench.measure.worker.serve`
     ) -> None:
@@ -72,7 +73,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
-                pass_fds=() if inherit is None else (inherit,),
+                pass_fds=inherit,
             )
         try:
             self.environment: dict[str, Any] = self._answer(limit_s=_START_LIMIT_S)["hello"]

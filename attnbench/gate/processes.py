@@ -14,6 +14,7 @@ from attnbench import store
 from attnbench.case import Case, Status
 from attnbench.errors import UserError
 from attnbench.executors.local import LocalExecutor
+from attnbench.executors.lock import Descriptors, run_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.executors.supervised import SupervisedWorker
 from attnbench.gate.telling import Teller
@@ -72,7 +73,7 @@ class FreshProcesses:
     folder: Path
     trees: Mapping[str, Tree]
     command: Sequence[str]
-    lock: int
+    lock: Descriptors
     teller: Teller
 
     def folder_of(self, side: str, number: int) -> Path:
@@ -104,7 +105,7 @@ class FreshProcesses:
             options=("timed_only",) if self._lean else (),
         )
         executor = LocalExecutor(folder=folder, workers=(worker,), ceilings=False)
-        with worker.running():
+        with run_lock(folder.run_id), worker.running():
             executor.run(known, started=self.teller.case, finished=lambda row: None)
             if number == 1 and self._lean:
                 self._prove(known, worker=worker, folder=folder)
@@ -128,7 +129,7 @@ class FreshProcesses:
                 continue
             self.teller.case(case)
             proof = worker.row(case)
-            told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels")}
+            told = {name: proof[name] for name in (*store.GROUPS["memory"], "kernels", "busy_ms")}
             folder.keep({**row, **told} if proof["status"] == Status.OK else proof)
 
 

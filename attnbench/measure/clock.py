@@ -28,6 +28,13 @@ class Clock(Interface):
     def batch(self, call: Call, count: int) -> list[float]:
         """`count` samples in time order, each with the cache state asked for."""
 
+    @property
+    def clears(self) -> bool:
+        """Is the cache cleared before each sample?"""
+
+    def clear(self) -> None:
+        """Bring the cache into the state asked for, as before each sample."""
+
     def close(self) -> None:
         """Give back what the clock holds (the flush buffer), so that a memory pass does not see it."""
 
@@ -47,6 +54,14 @@ class CudaClock:
             size = max(2 * l2, _FLUSH_FLOOR_BYTES)
             self._flush = torch.empty(size // 4, dtype=torch.int32, device=device)
 
+    @property
+    def clears(self) -> bool:
+        return self._flush is not None
+
+    def clear(self) -> None:
+        if self._flush is not None:
+            self._flush.zero_()
+
     def once(self, call: Call) -> float:
         torch.cuda.synchronize(self._device)
         start = time.perf_counter()
@@ -59,8 +74,7 @@ class CudaClock:
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)
         ]
         for start, end in pairs:
-            if self._flush is not None:
-                self._flush.zero_()
+            self.clear()
             start.record()
             call()
             end.record()
@@ -77,6 +91,14 @@ class HostClock:
     def __init__(self, *, cache: Cache) -> None:
         self._flush = torch.empty(_HOST_FLUSH_BYTES // 4, dtype=torch.int32) if cache is Cache.COLD else None
 
+    @property
+    def clears(self) -> bool:
+        return self._flush is not None
+
+    def clear(self) -> None:
+        if self._flush is not None:
+            self._flush.zero_()
+
     def once(self, call: Call) -> float:
         start = time.perf_counter()
         call()
@@ -85,8 +107,7 @@ class HostClock:
     def batch(self, call: Call, count: int) -> list[float]:
         samples = []
         for _ in range(count):
-            if self._flush is not None:
-                self._flush.zero_()
+            self.clear()
             samples.append(self.once(call))
         return samples
 

@@ -14,7 +14,7 @@ import pynvml
 import torch
 
 from attnbench.errors import UserError
-from attnbench.measure.pretending import VISIBLE, pretended
+from attnbench.measure.pretending import pretended
 from attnbench.measure.telemetry import max_sm_clock_mhz, nvml_handle
 from attnbench.registry import mechanisms
 from attnbench.version import __version__
@@ -36,16 +36,6 @@ def pick_device(wanted: str) -> torch.device:
             "no CUDA device: torch sees no GPU here (torch.cuda.is_available() is False); try --device cpu"
         )
     return torch.device("cuda", 0)
-
-
-def visible_gpus(kind: str) -> tuple[str, ...]:
-    """What `CUDA_VISIBLE_DEVICES` may say to give a process one of the GPUs that this one sees, for each of them."""
-    if kind == "cpu":
-        node = pretended()
-        return () if node is None else tuple(map(str, range(len(node.models))))
-    count = torch.cuda.device_count()
-    given = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
-    return tuple(given[:count]) if given else tuple(map(str, range(count)))
 
 
 def device_name(device: torch.device) -> str:

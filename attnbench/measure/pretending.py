@@ -22,17 +22,28 @@ class Pretended:
     node: str
     models: tuple[str, ...]
 
+    def seen(self) -> tuple[int, ...]:
+        """The indices of the GPUs that this process may see, one at least.
+
+        Raises UserError where it names one that is not there.
+        """
+        given = os.environ.get(VISIBLE)
+        if given is None:
+            return tuple(range(len(self.models)))
+        for name in given.split(","):
+            if not name.isdigit() or int(name) >= len(self.models):
+                raise UserError(
+                    f"{VISIBLE} names '{name}', and {VARIABLE} pretends {len(self.models)} GPUs, from 0 on"
+                )
+        return tuple(int(name) for name in given.split(","))
+
     def own(self) -> tuple[int, str]:
         """The index and the device name of the first GPU that this process may see.
 
-        Raises UserError where it may see none.
+        Raises UserError as `seen` does.
         """
-        first = os.environ.get(VISIBLE, "0").split(",")[0]
-        if not first.isdigit() or int(first) >= len(self.models):
-            raise UserError(
-                f"{VISIBLE} names '{first}', and {VARIABLE} pretends {len(self.models)} GPUs, from 0 on"
-            )
-        return int(first), f"{self.models[int(first)]} (pretended)"
+        first = self.seen()[0]
+        return first, f"{self.models[first]} (pretended)"
 
 
 def pretended() -> Pretended | None:

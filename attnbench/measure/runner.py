@@ -22,7 +22,7 @@ from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare, refill
 from attnbench.measure.memory import memory_pass
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
 from attnbench.measure.telemetry import Recorder, nvml_handle
-from attnbench.measure.trace import kernel_names, missing_kernel
+from attnbench.measure.trace import missing_kernel, trace
 from attnbench.registry import Mechanism, Provider, find, load_target, support
 from attnbench.semantics import SEMANTICS, Semantics
 
@@ -189,21 +189,22 @@ class _Bench:
         done = checked
         if not self.proof_only:
             done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
-        clock.close()
         if self.timed_only:
+            clock.close()
             return done
         with self.phases("trace"):
-            kernels = kernel_names(call, device=self.device)
+            seen = trace(call, clock=clock, device=self.device)
+        clock.close()
         del call, calls  # before the memory pass, which has inputs of its own
         pattern = self.provider.kernels if self.device.type == "cuda" else None
-        stray = missing_kernel(kernels, pattern=pattern)
+        stray = missing_kernel(seen.kernels, pattern=pattern)
         if stray is not None:
-            return replace(checked, status=Status.INCORRECT, reason=stray, kernels=kernels)
+            return replace(checked, status=Status.INCORRECT, reason=stray, kernels=seen.kernels)
         with self.phases("memory"):
             memory = memory_pass(
                 self.case, prepare=self.prepare, device=self.device, state_bytes=self._state_bytes()
             )
-        return replace(done, memory=memory, kernels=kernels)
+        return replace(done, memory=memory, kernels=seen.kernels, busy_ms=seen.busy_ms)
 
     def _timed(
         self, checked: Measurement, *, call: Call, clock: Clock, ceilings: Ceilings | None

@@ -36,18 +36,6 @@ def nvml_handle(device: torch.device) -> Any | None:
         return None
 
 
-def gpu_id(visible: str) -> str:
-    """The identity of a GPU that `CUDA_VISIBLE_DEVICES` names by a number; the name itself where NVML does not answer.
-
-    A number alone is none: where a job sees only the GPUs that it was given, each job counts from 0.
-    """
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(visible))))
-    except (pynvml.NVMLError, ValueError):
-        return visible
-
-
 def _ask(function: Any, *arguments: Any) -> Any | None:
     """An NVML answer, or None where this card does not give it."""
     try:

@@ -1,34 +1,57 @@
-"""What ran: the names of the kernels (on the CPU: of torch's operators) behind one call, untimed."""
+"""What ran in one call, untimed: the names of its kernels (on the CPU: of torch's operators), and for how long."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from attnbench.measure.clock import Call, Clock
 from attnbench.measure.observed import Observer
-from attnbench.measure.timeline import NO_KERNEL, recorded
+from attnbench.measure.timeline import NO_KERNEL, Span, recorded
 
 
-def kernel_names(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    """Names in order of first appearance, each once; copies and fills by the driver are left out.
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What ran in one call.
 
-    On the CPU: the operators that torch's dispatcher sees, such as `aten::bmm`.
+    kernels: names in order of first appearance, each once; copies and fills by the driver are left out. On the CPU:
+    the operators that torch's dispatcher sees, such as `aten::bmm`. busy_ms: how long the device was at work; None on
+    the CPU.
     """
+
+    kernels: tuple[str, ...]
+    busy_ms: float | None
+
+
+def trace(call: Call, *, clock: Clock, device: torch.device) -> Trace:
+    """Look at one call, in a pass of its own; on a GPU with the cache in the state in which it is timed."""
     if device.type == "cuda":
-        return _cuda_kernels(call, device=device)
+
+        def sample() -> None:
+            clock.clear()
+            call()
+
+        with torch.cuda.device(device):
+            return of_spans(recorded(sample), cleared=clock.clears)
     with _Operators() as operators:
         call()
-    return tuple(operators.names)
+    return Trace(kernels=tuple(operators.names), busy_ms=None)
 
 
-def _cuda_kernels(call: Callable[[], object], *, device: torch.device) -> tuple[str, ...]:
-    with torch.cuda.device(device):
-        spans = recorded(call)
-    names = (span.name for span in sorted(spans, key=lambda span: span.start_us))
-    return tuple(dict.fromkeys(name for name in names if not NO_KERNEL.match(name)))
+def of_spans(spans: Iterable[Span], *, cleared: bool) -> Trace:
+    """The trace of a call from its work on the device; cleared: the first piece is that which clears the cache."""
+    ordered = sorted(spans, key=lambda span: span.start_us)[int(cleared) :]
+    names = (span.name for span in ordered if not NO_KERNEL.match(span.name))
+    busy_us, end_us = 0.0, -math.inf
+    for span in ordered:  # what runs side by side counts once
+        busy_us += max(0.0, span.end_us - max(span.start_us, end_us))
+        end_us = max(end_us, span.end_us)
+    return Trace(kernels=tuple(dict.fromkeys(names)), busy_ms=busy_us * 1e-3)
 
 
 class _Operators(Observer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from attnbench.case import Status
-from attnbench.executors.lock import device_lock
+from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
@@ -62,7 +62,7 @@ class Run(Generic[R]):
 
     series: of a request, what it shares with those that differ from it in length alone; once one of them took too
     long, longer ones are not attempted. blank: the record of a request of which nothing is known. start: makes a
-    worker that inherits the descriptor of the device's lock; None: a process of `models.worker`.
+    worker that inherits the descriptors of the device's lock; None: a process of `models.worker`.
     """
 
     folder: Folder[R]
@@ -72,9 +72,9 @@ class Run(Generic[R]):
     blank: Callable[[Any], R]
     say: Say
     describe: Callable[[R], str]
-    start: Callable[[int], Worker] | None = None
+    start: Callable[[Descriptors], Worker] | None = None
     _worker: Worker | None = None
-    _lock: int | None = None
+    _lock: Descriptors | None = None
     _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def measure(self, requests: Sequence[Any]) -> Outcome[R]:
@@ -181,7 +181,7 @@ class Run(Generic[R]):
             self._worker.environment["command"] = sys.argv[1:]
         return self._worker
 
-    def _process(self, lock: int) -> Worker:
+    def _process(self, lock: Descriptors) -> Worker:
         return WorkerProcess(
             device=self.device,
             log=self.folder.log,

@@ -33,9 +33,12 @@ def measure_together(
     What is returned counts on the first rank alone. One that runs out of memory by itself takes the others down when
     they have waited for it: the case is `crashed` when the same command is given again, and the run goes on behind it.
 
+    Each rank holds its own GPU, and on processors the first rank holds that of its machine.
+
     Raises UserError when another process times on the device, or the folder holds other devices' records.
     """
-    with device_lock(ranks.device.type) if ranks.rank == 0 else contextlib.nullcontext():
+    ours = ranks.device.type == "cuda" or ranks.rank == 0
+    with device_lock(ranks.device.type, index=ranks.device.index) if ours else contextlib.nullcontext():
         return _measure(requests, folder=folder, measure=measure, ranks=ranks, budget_s=budget_s, say=say)
 
 

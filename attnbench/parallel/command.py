@@ -13,6 +13,7 @@ from attnbench.models.command import Minutes, Seed, end, print_table, say, secon
 from attnbench.options import DeviceOption, Dtypes, FigureFolder, Json, SeqLens, example
 
 if TYPE_CHECKING:
+    from attnbench.executors.lock import Descriptors
     from attnbench.models.folder import Folder
     from attnbench.models.running import Outcome, Worker
     from attnbench.parallel.records import ParallelCase
@@ -182,7 +183,7 @@ def _measure(
     requests: list[ParallelRequest] = plan.requests(kind=kind, gpus=gpus)
     environment = collect(pick_device(kind))
 
-    def start(lock: int) -> Worker:
+    def start(lock: Descriptors) -> Worker:
         return RankGroup(device=kind, log=folder.log, inherit=lock, environment=environment)
 
     return Run(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.case import Status
+from attnbench.executors.lock import Descriptors
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 
 # How long the others may take to say that they failed too, once one did; then they wait for it in vain.
@@ -55,7 +56,9 @@ class RankGroup:
 
     alive = True
 
-    def __init__(self, *, device: str, log: Path, inherit: int, environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self, *, device: str, log: Path, inherit: Descriptors, environment: Mapping[str, Any]
+    ) -> None:
         self.environment = dict(environment)
         self._device, self._log, self._inherit = device, log, inherit
         self._processes: list[_Rank] = []

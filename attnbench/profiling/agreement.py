@@ -27,7 +27,7 @@ import typer
 from attnbench.case import Cache, Case
 from attnbench.comparison.formats import markdown_table
 from attnbench.errors import UserError, unknown
-from attnbench.executors.lock import device_lock
+from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.measure.clock import Call, CudaClock
 from attnbench.measure.environment import device_name, pick_device
 from attnbench.measure.inputs import prepare
@@ -214,7 +214,9 @@ def _or_reason(measure: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         return {"reason": f"{type(error).__name__}: {first_sentence(error)}"}
 
 
-def _by(profiler: str, cases: Sequence[Case], *, samples: int, lock: int) -> dict[str, dict[str, Any]]:
+def _by(
+    profiler: str, cases: Sequence[Case], *, samples: int, lock: Descriptors
+) -> dict[str, dict[str, Any]]:
     """All cases by one profiler, in a process of its own; those that it did not reach say so."""
     with tempfile.TemporaryDirectory(prefix="attnbench-agreement-") as folder:
         request, answers = Path(folder) / "request.json", Path(folder) / "answers.jsonl"

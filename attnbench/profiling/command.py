@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnbench.case import DTYPES, Case, Status, Workload
 from attnbench.errors import UserError
-from attnbench.executors.lock import device_lock
+from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.gate.telling import duration
 from attnbench.measure.clock import now_s
 from attnbench.profiling import counters, formats, found
@@ -183,7 +183,7 @@ def folders_of(cases: Sequence[Case], *, out: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _profile(case: Case, wanted: Request, *, folder: Path, lock: int, tell: Tell) -> Profile:
+def _profile(case: Case, wanted: Request, *, folder: Path, lock: Descriptors, tell: Tell) -> Profile:
     """One case: a process that times and traces it, another under Nsight Compute, and what both say."""
     import sys
 
@@ -233,7 +233,7 @@ def _gathered(case: Case, ended: Ended, *, folder: Path, limit_s: float) -> Prof
 
 
 def _counted(
-    profile: Profile, wanted: Request, *, request: Path, folder: Path, lock: int, tell: Tell
+    profile: Profile, wanted: Request, *, request: Path, folder: Path, lock: Descriptors, tell: Tell
 ) -> Profile:
     if wanted.device != "cuda":
         return profile

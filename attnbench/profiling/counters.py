@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from attnbench.executors.lock import Descriptors
 from attnbench.profiling.found import Counters
 from attnbench.profiling.process import Ended, run
 
@@ -61,7 +62,7 @@ def find_ncu() -> str | None:
 
 
 def count(
-    request: Path, *, folder: Path, limit_s: float, inherit: int | None = None
+    request: Path, *, folder: Path, limit_s: float, inherit: Descriptors = ()
 ) -> tuple[tuple[Counters, ...], str | None]:
     """Counters of each launch of one call, in their order; or none and one sentence that says why.
 
@@ -128,7 +129,7 @@ def why_none(output: str, *, code: int | None, limit_s: float) -> str:
 
 
 def _replayed(
-    ncu: str, request: Path, *, folder: Path, metrics: Sequence[str], limit_s: float, inherit: int | None
+    ncu: str, request: Path, *, folder: Path, metrics: Sequence[str], limit_s: float, inherit: Descriptors
 ) -> Ended:
     """Run a call under Nsight Compute. Raises OSError where it does not start."""
     (folder / FILE).unlink(missing_ok=True)

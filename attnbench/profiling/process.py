@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench.executors.lock import Descriptors
+
 _KILL_WAIT_S = 5.0
 
 
@@ -26,10 +28,10 @@ class Ended:
         return lines[-1].strip()[:300] if lines else ""
 
 
-def run(command: Sequence[str], *, log: Path, limit_s: float, inherit: int | None = None) -> Ended:
+def run(command: Sequence[str], *, log: Path, limit_s: float, inherit: Descriptors = ()) -> Ended:
     """Run a command to its end or to the limit; both its outputs go to `log`, and stay there.
 
-    inherit: a file descriptor that it keeps open, such as the device lock's. Raises OSError where it does not start.
+    inherit: file descriptors that it keeps open, such as the device lock's. Raises OSError where it does not start.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -38,7 +40,7 @@ def run(command: Sequence[str], *, log: Path, limit_s: float, inherit: int | Non
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the group
-            pass_fds=() if inherit is None else (inherit,),
+            pass_fds=inherit,
         )
         code: int | None = None
         try:

@@ -14,8 +14,9 @@ from attnbench.tuning.candidates import Point
 FINALISTS = 4
 _FIRST_SAMPLES = 3  # of each configuration at each point in the first round; twice as many in each later one
 _LAST_SAMPLES = 24
-# A gain below this is not worth another row: samples of one night differ by as much from those of the next.
-WORTH = 0.01
+# A gain below this is not worth another row: from one recording to the next the ratio of two configurations changes by
+# more than 0.9 % in half of all pairs, and by more than 2.3 % in a quarter (tests/test_tuning.py computes it).
+WORTH = 0.03
 
 
 class Standing(StrEnum):
@@ -39,6 +40,7 @@ class Entry:
     reason: str | None = None
     samples_ms: dict[Point, list[float]] = field(default_factory=dict)
     chunk_us: tuple[float, ...] = ()  # measured, for 1 to all programs on a multiprocessor; of winners alone
+    chunk_reason: str | None = None  # why a winner has none
 
     @property
     def racing(self) -> bool:

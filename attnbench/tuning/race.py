@@ -6,7 +6,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from attnbench.executors.pool import Lost, Pool
@@ -18,8 +19,9 @@ from attnbench.tuning.choosing import Choice, Entry, Standing, choice, halve, ne
 from attnbench.tuning.report import kind_in_words
 from attnbench.tuning.trial import Answer, Job, Timing, admission, perform, screening
 
-# Shares of the budget, of which each phase leaves to the next what it does not use: compiling is the slow part.
-_SCREENING, _ADMISSION = 0.55, 0.25
+# Shares of the budget, of which each phase leaves to the next what it does not use: compiling is the slow part. The
+# race has what these leave. An admission that takes longer takes it from the chunk times, as an unchecked row is none.
+_SCREENING, _ADMISSION, _CHUNK_TIMES = 0.5, 0.25, 0.1
 # Seconds: a configuration that the compiler takes longer over would keep a user waiting too.
 _CHECK_LIMIT_S, _TIMING_LIMIT_S = 60.0, 60.0
 _WARM_UP_CALLS = 100
@@ -36,6 +38,9 @@ class Jobs(Protocol):
 
 
 Pools = Callable[[int], AbstractContextManager[Jobs]]
+Chunks = Callable[
+    [ScanConfig], list[Point]
+]  # of a row: where the chunk times of a configuration are measured
 
 
 def processes(size: int) -> Pool[Job, Answer]:
@@ -82,14 +87,18 @@ def race(
         rankings: dict[Row, list[Entry]] = {}
         for place, row in enumerate(entries):
             # The rows that are left share what is left before the admissions.
-            share = (watch.left() - _ADMISSION * clockwork.budget_s) / (len(entries) - place)
+            reserved = (_ADMISSION + _CHUNK_TIMES) * clockwork.budget_s
+            share = (watch.left() - reserved) / (len(entries) - place)
             rankings[row] = _rank(
                 entries[row], points=points[row], jobs=timers, watch=watch, until=watch.left() - share
             )
-        _admit(rankings, jobs=checkers, watch=watch)
+        chunks = {
+            row: partial(chunk_points, row, dtype=points[row][0].dtype, multiprocessors=multiprocessors)
+            for row in entries
+        }
+        _admit(rankings, chunks=chunks, jobs=checkers, watch=watch)
         choices = [choice(row, entries=entries[row], ranking=rankings[row]) for row in entries]
-        winners = [(c.winner, points[c.row][0].dtype) for c in choices if c.winner is not None]
-        _measure_chunks(winners, multiprocessors=multiprocessors, jobs=timers, watch=watch)
+        _measure_chunks(choices, chunks=chunks, jobs=timers, watch=watch)
     return choices
 
 
@@ -188,8 +197,13 @@ def _row_name(row: Row) -> str:
     return f"{row.kernel} at {row.element_size} bytes, D {row.key_dim}{kind_in_words(row)}"
 
 
-def _admit(rankings: Mapping[Row, Sequence[Entry]], *, jobs: Jobs, watch: _Watch) -> None:
-    """Check the next in line of every row, until each row has one that is admitted, or the time is over."""
+def _admit(
+    rankings: Mapping[Row, Sequence[Entry]], *, chunks: Mapping[Row, Chunks], jobs: Jobs, watch: _Watch
+) -> None:
+    """Check the next in line of every row, until each row has one that is admitted, or the time is over.
+
+    Beside their checks the launches that will measure their chunks are compiled, while there are processes to do it.
+    """
     while watch.left() > 0:
         heirs = [e for e in map(next_in_line, rankings.values()) if e and e.standing is Standing.SCREENED]
         if not heirs:
@@ -201,8 +215,12 @@ def _admit(rankings: Mapping[Row, Sequence[Entry]], *, jobs: Jobs, watch: _Watch
             todo[id(heir)] = len(checks)
             for check in checks:
                 owner[check] = heir
-        waiting = (job for job, heir in owner.items() if heir.racing)
+        ahead = [job for heir in heirs for job in _chunk_timings(heir, chunks[heir.row])[:1]]
+        compiling = dict.fromkeys(replace(job, count=0) for job in ahead)
+        waiting = (job for job in (*compiling, *owner) if job in compiling or owner[job].racing)
         for job, answer in jobs.run(waiting, limit_s=_CHECK_LIMIT_S, stop=watch.until(0.0)):
+            if job in compiling:  # one that fails says so again when it is to be timed
+                continue
             heir = owner[job]
             todo[id(heir)] -= 1
             if not _refused(heir, answer) and not todo[id(heir)]:
@@ -210,33 +228,45 @@ def _admit(rankings: Mapping[Row, Sequence[Entry]], *, jobs: Jobs, watch: _Watch
             watch.tell(f"admitting: {sum(todo.values())} of {len(owner)} checks to go")
 
 
+def _chunk_timings(entry: Entry, chunks: Chunks) -> list[Timing]:
+    """What measures an entry's chunks: the first call of all is not counted, as in `_rank`; none for Lightning-1."""
+    if not isinstance(entry.config, ScanConfig):
+        return []
+    points = chunks(entry.config)
+    calls = [(points[0], _WARM_UP_CALLS), *((point, _CHUNK_SAMPLES) for point in points)]
+    return [
+        Timing(kernel=entry.row.kernel, config=entry.config, point=point, count=count, segments=1)
+        for point, count in calls
+    ]
+
+
 def _measure_chunks(
-    winners: Sequence[tuple[Entry, str]], *, multiprocessors: int, jobs: Jobs, watch: _Watch
+    choices: Sequence[Choice], *, chunks: Mapping[Row, Chunks], jobs: Jobs, watch: _Watch
 ) -> None:
-    """Tell the winners, each with a dtype of its row, their chunk times; one whose launches fail, or that the time is
-    over for, is told none."""
-    scans = [(entry, entry.config, dtype) for entry, dtype in winners if isinstance(entry.config, ScanConfig)]
-    for entry, config, dtype in scans:
-        points = chunk_points(entry.row, config, dtype=dtype, multiprocessors=multiprocessors)
-        # The first call of all is unrecorded, as in `_rank`.
-        calls = [(points[0], _WARM_UP_CALLS), *((point, _CHUNK_SAMPLES) for point in points)]
+    """Tell the winners their chunk times; one whose launches fail, or that the time is over for, is told why not.
+
+    The new ones come first: what stays in the table has chunk times already.
+    """
+    winners = [c.winner for c in choices if c.winner is not None and isinstance(c.winner.config, ScanConfig)]
+    for entry in sorted(winners, key=lambda e: e.current):
         times: list[float] = []
-        for point, count in calls:
-            us = _chunk_us(entry, point, count, jobs=jobs, watch=watch)
-            if not us:
+        for job in _chunk_timings(entry, chunks[entry.row]):
+            found = _chunk_us(job, jobs=jobs, watch=watch)
+            if isinstance(found, str):
+                entry.chunk_reason = found
                 break
-            times.append(us)
-        if len(times) == len(calls):
+            times.append(found)
+        else:
             entry.chunk_us = tuple(times[1:])
-    if scans:
-        measured = sum(bool(entry.chunk_us) for entry, _, _ in scans)
-        watch.tell(f"measured the chunk times of {measured} of {len(scans)} rows", always=True)
+    if winners:
+        measured = sum(bool(entry.chunk_us) for entry in winners)
+        watch.tell(f"measured the chunk times of {measured} of {len(winners)} rows", always=True)
 
 
-def _chunk_us(entry: Entry, point: Point, count: int, *, jobs: Jobs, watch: _Watch) -> float | None:
-    """Microseconds of a chunk at a point of `chunk_points`; None without an answer."""
-    job = Timing(kernel=entry.row.kernel, config=entry.config, point=point, count=count, segments=1)
+def _chunk_us(job: Timing, *, jobs: Jobs, watch: _Watch) -> float | str:
+    """Microseconds of a chunk at a point of `chunk_points`, or why there are none."""
     for _, answer in jobs.run([job], limit_s=_TIMING_LIMIT_S, stop=watch.until(0.0)):
         if isinstance(answer, Answer) and answer.samples_ms:
             return round(statistics.median(answer.samples_ms) * 1e3 / CHUNKS, 2)
-    return None
+        return answer.reason or "no samples came"
+    return "the time was over"

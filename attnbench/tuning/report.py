@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnbench.kernels._configs import Config, Row, ScanConfig, Table, write
-from attnbench.tuning.choosing import Choice, Entry, Standing, gain
+from attnbench.tuning.choosing import WORTH, Choice, Entry, Standing, gain
 
 _CONFIG_FIELDS = ("block_c", "block_m", "block_n", "block_e", "num_warps", "num_stages")
 _POINT_FIELDS = ("dtype", "head_dim", "batch", "heads", "seq_len")
@@ -43,8 +43,13 @@ def config_in_words(config: Config) -> str:
 
 
 def sentences(choices: Sequence[Choice]) -> list[str]:
-    """One for each row's outcome, and one for its refusals if there are any."""
-    return [text for choice in choices for text in (_outcome(choice), _refusals(choice)) if text]
+    """One for each row's outcome, and if there are any one for chunk times that are missing and one for refusals."""
+    return [
+        text
+        for choice in choices
+        for text in (_outcome(choice), _chunk_times(choice), _refusals(choice))
+        if text
+    ]
 
 
 def table_text(
@@ -54,7 +59,7 @@ def table_text(
 
     date: UTC, ISO 8601. environment: as `attnbench.measure.environment.collect` records it.
     """
-    winners = {c.row: _written(c.winner, table=table) for c in choices if c.winner is not None}
+    winners = {c.row: _written(c, table=table) for c in choices if c.winner is not None}
     notes = {c.row: _note(c) for c in choices if c.winner is not None}
     versions = {"attnbench": environment["attnbench"], **environment["versions"]}
     shown = ", ".join(f"{name} {versions[name]}" for name in ("attnbench", "torch", "triton"))
@@ -67,12 +72,24 @@ def table_text(
     return write(dataclasses.replace(table, rows={**table.rows, **winners}), header=header, notes=notes)
 
 
-def _written(winner: Entry, *, table: Table) -> Config:
-    """What the table says of a winner: a row that stays is not shrunk to the device; chunk times as measured."""
+def _written(choice: Choice, *, table: Table) -> Config:
+    """What the table says of a winner: a row that stays is not shrunk to the device; chunk times as measured.
+
+    Those of a new row that were not measured are guessed so that plans expect of it what it showed in the race: the
+    times of the row before, by the work of a chunk, and by how much faster it was.
+    """
+    winner = choice.winner
+    assert winner is not None
     config = table.rows[winner.row] if winner.current else winner.config
-    if isinstance(config, ScanConfig) and winner.chunk_us:
+    if not isinstance(config, ScanConfig):
+        return config
+    if winner.chunk_us:
         return dataclasses.replace(config, chunk_us=winner.chunk_us)
-    return config
+    faster = _gain(winner, choice.current)
+    if winner.current or faster is None:
+        return config
+    guess = tuple(float(f"{us / (1 + faster):.3g}") for us in config.chunk_us)
+    return dataclasses.replace(config, chunk_us=guess)
 
 
 def candidates_csv(choices: Sequence[Choice]) -> str:
@@ -86,12 +103,13 @@ def candidates_csv(choices: Sequence[Choice]) -> str:
 
 
 def as_json(choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    """One object for each row: its winner, the margins, and how many were refused."""
+    """One object for each row: its winner, the margins, where its chunk times are from, and how many were refused."""
     return [
         {
             **dataclasses.asdict(c.row),
             "config": None if c.winner is None else _fields(c.winner),
             "current": None if c.winner is None else c.winner.current,
+            "chunk_us_are": _chunk_origin(c),
             "gain_over_table": _gain(c.winner, c.current),
             "gain_over_runner_up": _gain(c.winner, c.runner_up),
             "candidates": len(c.entries),
@@ -154,8 +172,30 @@ def _against(choice: Choice) -> str:
         return ""  # it is in the sentence already
     words = config_in_words(choice.runner_up.config)
     if margin < 0:
-        return f"; {words} is {_gain(choice.runner_up, choice.winner):.1%} faster, too little for a change"
+        faster = f"{_gain(choice.runner_up, choice.winner):.1%} faster"
+        return f"; {words} is {faster}, too little for a change, which takes {WORTH:.0%}"
     return f"; the runner-up, {words}, is {margin:.1%} behind"
+
+
+def _chunk_origin(choice: Choice) -> str | None:
+    """Where the chunk times of a winner's row are from; None where there is none, or it has none."""
+    winner = choice.winner
+    if winner is None or not isinstance(winner.config, ScanConfig):
+        return None
+    if winner.chunk_us:
+        return "measured"
+    return "as before" if winner.current else "guessed from the row before"
+
+
+def _chunk_times(choice: Choice) -> str:
+    origin = _chunk_origin(choice)
+    if origin in (None, "measured"):
+        return ""
+    assert choice.winner is not None
+    return (
+        f"{row_in_words(choice.row)}: chunk times, by which plans choose among rows, were not measured "
+        f"({choice.winner.chunk_reason}); those in the table are {origin}"
+    )
 
 
 def _refusals(choice: Choice) -> str:
@@ -178,9 +218,8 @@ def _note(choice: Choice) -> str:
     faster = None if winner.current else _gain(winner, choice.current)
     told = "as before" if winner.current else "new" if faster is None else f"{faster:+.1%} speed"
     text = f"{told}; {winner.score_ms:.4g} ms over {_points(winner)}"
-    if isinstance(winner.config, ScanConfig) and not winner.chunk_us:
-        text += f"; chunk_us {'as before' if winner.current else 'guessed from the row before'}"
-    return text
+    origin = _chunk_origin(choice)
+    return text if origin in (None, "measured") else f"{text}; chunk_us {origin}"
 
 
 def _points(entry: Entry) -> str:

@@ -57,7 +57,8 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """`count` samples of one forward with a cold L2. segments: None: as planned."""
+    """`count` samples of one forward with a cold L2; 0: its first call alone, which leaves it compiled for other
+    processes. segments: None: as planned."""
 
     kernel: str
     config: Config
@@ -342,4 +343,9 @@ def _samples(job: Timing, *, device: torch.device) -> tuple[float, ...]:
         segments=job.segments,
     )
     call()
+    if not job.count:
+        torch.cuda.synchronize(device)
+        _scan_at.cache_clear()  # its tensors are large, and others check at the same time
+        torch.cuda.empty_cache()
+        return ()
     return tuple(_clock(device).batch(call, job.count))

@@ -12,11 +12,9 @@ import pytest
 from attnbench import cli, store
 from attnbench.case import Accuracy, Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
-from attnbench.executors import lock
 from attnbench.executors.book import rows_of
 from attnbench.executors.engines import _interpreters
 from attnbench.executors.local import LocalExecutor
-from attnbench.executors.lock import device_lock, gpu_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.executors.supervised import NoWorkerError, Row, SupervisedWorker
 from attnbench.measure.pretending import VARIABLE, VISIBLE, pretended
@@ -104,23 +102,11 @@ def test_each_gpu_gets_a_worker_that_sees_it_alone(monkeypatch: pytest.MonkeyPat
     assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=None)] == ["0", "1", "2"]
     assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=2)] == ["0", "1"]
     assert [each.variables for each in _interpreters("cpu", gpus=1)] == [{}]
+    monkeypatch.setenv(VISIBLE, "2,0")
+    assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=None)] == ["2", "0"]
+    monkeypatch.delenv(VISIBLE)
     with pytest.raises(UserError, match="this machine has 3 GPUs, and --gpus asks for 4"):
         _interpreters("cpu", gpus=4)
-
-
-def test_gpus_of_a_machine_are_locked_one_by_one_and_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "a:H200,H200")
-    monkeypatch.setattr(lock, "_PATIENCE_S", 0.05)
-    with gpu_lock("cpu"):
-        with pytest.raises(UserError, match="is timing on cpu"), gpu_lock("cpu"):
-            pytest.fail("two tasks on one GPU")
-        with pytest.raises(UserError, match="is timing on cpu"), device_lock("cpu"):
-            pytest.fail("a sweep over all GPUs beside a task on one")
-        monkeypatch.setenv(VISIBLE, "1")
-        with gpu_lock("cpu"):
-            pass
-    with device_lock("cpu"), pytest.raises(UserError, match="is timing on cpu"), gpu_lock("cpu"):
-        pytest.fail("a task beside a sweep over all GPUs")
 
 
 class _Fake(SupervisedWorker):
