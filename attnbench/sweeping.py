@@ -21,7 +21,7 @@ from attnbench.executors.lock import run_lock
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.progress import Ticker, ticking
 from attnbench.store import SCHEMA_VERSION, load_results
-from attnbench.sweeps.loader import Sweep
+from attnbench.sweeps.sweep import Sweep
 from attnbench.version import __version__
 
 

@@ -21,7 +21,7 @@ from attnbench.executors.lock import run_is_held
 from attnbench.executors.run_folder import read_run
 from attnbench.gate.telling import duration
 from attnbench.progress import describe
-from attnbench.sweeps.loader import sweep_of_record
+from attnbench.sweeps.sweep import sweep_of_record
 from attnbench.words import count_text
 
 Row = Mapping[str, Any]

@@ -20,7 +20,8 @@ from attnbench.measure.ceilings import Ceilings, measure_ceilings
 from attnbench.measure.environment import collect, pick_device
 from attnbench.measure.runner import measure
 from attnbench.sweeping import new_record
-from attnbench.sweeps.loader import Sweep, load
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Sweep
 
 
 class DeviceTime:

@@ -18,11 +18,11 @@ PACKAGE = Path(attnbench.__file__).parent
 ROOT = PACKAGE.parent
 SIGNPOSTS = ("kernels", "baselines", "sweeps")
 
-# cli -> the commands' work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
+# cli -> commands -> their work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
     {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options", "places"},
-    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats", "pages"},
+    {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats"},
     {
         "executors",
         "sweeping",
@@ -30,8 +30,6 @@ LAYERS = (
         "listing",
         "summary",
         "plots",
-        "shape_plots",
-        "roofline_plots",
         "progress",
         "tuning",
         "comparison",
@@ -46,6 +44,7 @@ LAYERS = (
         "crossover",
         "parallel",
     },
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

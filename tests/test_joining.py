@@ -250,7 +250,8 @@ def test_a_mechanism_more_touches_two_files(tmp_path: Path) -> None:
 
     code = (
         "import json, torch; from attnbench import listing; from attnbench.case import Case, Protocol;"
-        "from attnbench.measure.runner import measure; from attnbench.sweeps.loader import Overrides, load;"
+        "from attnbench.measure.runner import measure; from attnbench.sweeps.layers import Overrides;"
+        "from attnbench.sweeps.loader import load;"
         "asked = Overrides(mechanism='one-more', seq_len='32', tokens='64', head_dim='16');"
         "cases = load('quick', device='cpu', overrides=asked).cases();"
         "rows = [measure(c, protocol=Protocol(cap_s=0.02), device=torch.device('cpu'), ceilings=None) for c in cases];"

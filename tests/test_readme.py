@@ -14,7 +14,8 @@ from attnbench import load_results, summary
 from attnbench.cli import app
 from attnbench.registry import find
 from attnbench.sweeps.files import preset_names
-from attnbench.sweeps.loader import Overrides, load
+from attnbench.sweeps.layers import Overrides
+from attnbench.sweeps.loader import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,10 +21,9 @@ from attnbench import store
 from attnbench.case import Case, Status, Workload
 from attnbench.cli import app
 from attnbench.errors import UserError
-from attnbench.pages import STYLES
-from attnbench.plots import plot_run
+from attnbench.plots import plot_roofline, plot_run
+from attnbench.plots.looks import STYLES
 from attnbench.report import command, looks
-from attnbench.roofline_plots import plot_roofline
 from attnbench.words import without_folders
 from tests.reports import HOSTILE, RECORD, grid, measured, written
 

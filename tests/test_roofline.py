@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from typer.testing import CliRunner
 
-from attnbench import roofline_plots
 from attnbench.case import Status
 from attnbench.cli import app
 from attnbench.errors import UserError
-from attnbench.roofline_plots import Roof, plot_roofline
+from attnbench.plots import plot_roofline, roofline
+from attnbench.plots.roofline import Roof
 from attnbench.store import load_results
 from tests.reports import RECORD, grid, measured, written
 
@@ -45,7 +45,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         found[path.name] = figure
         return path
 
-    monkeypatch.setattr(roofline_plots, "save", keep)
+    monkeypatch.setattr(roofline, "save", keep)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from attnbench.errors import UserError
-from attnbench.shape_plots import plot_shapes
+from attnbench.plots import plot_shapes
 from attnbench.shapes import lists_shapes, shares, standings
 from attnbench.summary import as_json, render, sentences, summarize_run
 

@@ -18,7 +18,9 @@ from attnbench.case import Case, Launch, Protocol, Workload
 from attnbench.errors import UserError
 from attnbench.registry import Provider, find
 from attnbench.sweeps.files import preset_names
-from attnbench.sweeps.loader import Device, Overrides, Sweep, load
+from attnbench.sweeps.layers import Overrides
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Device, Sweep
 from attnbench.sweeps.values import LARGEST, parse_names, parse_size, parse_sizes
 
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")

@@ -19,7 +19,8 @@ from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.stats import summarize
 from attnbench.sweeping import new_record
 from attnbench.sweeps.files import preset_names
-from attnbench.sweeps.loader import Sweep, load, sweep_of_record
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Sweep, sweep_of_record
 
 Keep = Callable[[int], None]
 

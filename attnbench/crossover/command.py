@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from attnbench.crossover.finding import Finding
     from attnbench.crossover.measuring import Asked
     from attnbench.sweeping import Outcome
-    from attnbench.sweeps.loader import Device
+    from attnbench.sweeps.sweep import Device
 
 _AXIS = "seq_len"
 

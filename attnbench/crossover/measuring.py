@@ -16,7 +16,9 @@ from attnbench.crossover.refining import batch_for, next_lengths, steps_left
 from attnbench.curves import line_names
 from attnbench.errors import UserError
 from attnbench.sweeping import Further, Outcome, folder_of, run_sweep
-from attnbench.sweeps.loader import Device, Overrides, Sweep, load
+from attnbench.sweeps.layers import Overrides
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Device, Sweep
 from attnbench.sweeps.values import parse_mechanisms
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from attnbench.comparison.formats import markdown_table
 from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, percent_text
 from attnbench.gate import noise
-from attnbench.sweeps.loader import Sweep
+from attnbench.sweeps.sweep import Sweep
 from attnbench.words import count_text
 
 

@@ -42,7 +42,8 @@ from attnbench.gate.trees import Tree
 from attnbench.measure.clock import now_s
 from attnbench.measure.environment import pick_device
 from attnbench.options import DeviceOption, make_console
-from attnbench.sweeps.loader import Device, Sweep, load
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Device, Sweep
 
 UNCHANGED = "unchanged"
 _BRANCH_REPORT = "branch.json"

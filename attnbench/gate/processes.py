@@ -21,7 +21,7 @@ from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
 from attnbench.measure.clock import now_s
 from attnbench.sweeping import new_record
-from attnbench.sweeps.loader import Sweep
+from attnbench.sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,9 @@ from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
 from attnbench.measure.environment import pick_device
 from attnbench.sweeping import folder_of
-from attnbench.sweeps.loader import Device, Overrides, Sweep, load
+from attnbench.sweeps.layers import Overrides
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Device, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from attnbench.words import joined
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from attnbench.sweeps.loader import Device
+    from attnbench.sweeps.sweep import Device
 
 FOLDER = Path("runs") / "paper"
 

@@ -11,7 +11,7 @@ import typer
 from attnbench.options import DeviceOption, Exit, Json, make_console
 
 if TYPE_CHECKING:
-    from attnbench.sweeps.loader import Device
+    from attnbench.sweeps.sweep import Device
 
 
 def paper(

@@ -11,19 +11,6 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from attnbench.curves import length_label
-from attnbench.pages import (
-    EDGE,
-    FAINT,
-    INK,
-    LINE,
-    SMALL,
-    STRIP,
-    TEXT,
-    Canvas,
-    log_ticks,
-    marker_size,
-    style_of,
-)
 from attnbench.paper.drawing import (
     DASHES,
     WIDTH,
@@ -49,6 +36,10 @@ from attnbench.paper.drawing import (
 )
 from attnbench.paper.figures import UNITS, Panel
 from attnbench.paper.lines import Line, Origin
+from attnbench.plots.axes import log_ticks
+from attnbench.plots.canvas import EDGE, FAINT, INK, LINE, STRIP, Canvas
+from attnbench.plots.looks import marker_size, style_of
+from attnbench.plots.text import SMALL, TEXT
 
 _LEFT, _GAP, _HEIGHT, _ROW = 0.72, 0.62, 1.95, 0.11
 _X_WORDS = {"seq_len": "sequence length (tokens)", "context": "context (tokens)", "step": "updates"}

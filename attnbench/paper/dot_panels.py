@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import MaxNLocator
 
-from attnbench.pages import EDGE, FAINT, INK, LINE, SMALL, TEXT, Canvas, short, style_of
 from attnbench.paper.drawing import (
     MARKS,
     WIDTH,
@@ -32,6 +31,9 @@ from attnbench.paper.drawing import (
 )
 from attnbench.paper.figures import Panel, Series
 from attnbench.paper.lines import Line, Origin, value_text
+from attnbench.plots.canvas import EDGE, FAINT, INK, LINE, Canvas
+from attnbench.plots.looks import style_of
+from attnbench.plots.text import SMALL, TEXT, short
 
 _ROW, _TICKS = 0.27, 0.24
 

@@ -15,27 +15,13 @@ from typing import Any
 from matplotlib.figure import Figure as Drawn
 
 from attnbench.errors import UserError
-from attnbench.pages import (
-    DPI,
-    EDGE,
-    ENTRY_GAP,
-    HANDLE,
-    INK,
-    LINE,
-    SMALL,
-    TITLE,
-    Canvas,
-    drawing,
-    marker_size,
-    save,
-    short,
-    style_of,
-    text_width,
-    wrap,
-)
 from attnbench.paper.figures import Figure, Panel, Series
 from attnbench.paper.lines import Line, Origin
-from attnbench.plots import SIGNS
+from attnbench.plots.canvas import DPI, EDGE, INK, LINE, Canvas, drawing, save
+from attnbench.plots.legend import ENTRY_GAP, HANDLE
+from attnbench.plots.looks import marker_size, style_of
+from attnbench.plots.signs import SIGNS
+from attnbench.plots.text import SMALL, TITLE, short, text_width, wrap
 
 WIDTH = 7.4
 _TITLE_STEP = 0.2

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from attnbench.sweeps.loader import Device
+    from attnbench.sweeps.sweep import Device
 
 MODELS = "models"  # the folder of what is recorded of whole models
 

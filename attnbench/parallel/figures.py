@@ -13,29 +13,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from attnbench.case import Status
 from attnbench.curves import length_label
-from attnbench.pages import (
-    DPI,
-    EDGE,
-    FAINT,
-    INK,
-    LINE,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    drawing,
-    in_order,
-    legend,
-    legend_columns,
-    log_ticks,
-    marker_size,
-    save,
-    style_of,
-    wrap,
-)
 from attnbench.parallel.findings import Key, same_line
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.scaling import PREDICTED_RANKS, Link, Scaling
+from attnbench.plots.axes import log_ticks
+from attnbench.plots.canvas import DPI, EDGE, FAINT, INK, LINE, Canvas, drawing, save
+from attnbench.plots.legend import legend, legend_columns
+from attnbench.plots.looks import in_order, marker_size, style_of
+from attnbench.plots.text import SMALL, TEXT, TITLE, wrap
 from attnbench.words import three, workload_title
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.case import Status
 from attnbench.curves import length_label
-from attnbench.pages import in_order
+from attnbench.plots.looks import in_order
 from attnbench.summary import (
     Section,
     Summary,

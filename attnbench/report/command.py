@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from attnbench.comparison.comparing import THRESHOLD, compare
 from attnbench.comparison.words import closing
 from attnbench.errors import UserError
-from attnbench.plots import plot_run
+from attnbench.plots import plot_roofline, plot_run, plot_shapes
 from attnbench.report.answer import head
 from attnbench.report.data import document
 from attnbench.report.page import packed, page
 from attnbench.report.sections import comparison_section, findings_section, machine_section
-from attnbench.roofline_plots import plot_roofline
 from attnbench.semantics import TOLERANCES
-from attnbench.shape_plots import plot_shapes
 from attnbench.shapes import lists_shapes
 from attnbench.store import load_results
 from attnbench.summary import summarize_run

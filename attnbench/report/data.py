@@ -12,8 +12,8 @@ import pandas as pd
 
 from attnbench.case import Workload
 from attnbench.curves import Group, groups_of_rows, line_names
-from attnbench.pages import in_order
 from attnbench.places import ceilings_by_device
+from attnbench.plots.looks import in_order
 from attnbench.report.looks import look
 from attnbench.shapes import labels_of_shapes, lists_shapes
 from attnbench.words import workload_order, workload_title

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
-from attnbench.pages import Style, style_of
+from attnbench.plots.looks import Style, style_of
 
 DARK_GROUND = "#15171B"
 _CONTRAST = 4.5  # of a line with its ground (WCAG asks for 3 of graphics, 4.5 of text)

@@ -13,7 +13,8 @@ import attnbench
 from attnbench.executors.engines import LOCAL, Engine
 from attnbench.store import GROUPS
 from attnbench.sweeping import Outcome, run_sweep
-from attnbench.sweeps.loader import Sweep, load
+from attnbench.sweeps.loader import load
+from attnbench.sweeps.sweep import Sweep
 
 # The run's own name is no identity of a case; where it was measured is a group of its own.
 IDENTITY = [name for name in GROUPS["identity"] if name != "run_id"]

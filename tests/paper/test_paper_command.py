@@ -23,7 +23,8 @@ from attnbench.paper.figures import figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
 from attnbench.paper.sources import Budget, Measuring, Taken
-from attnbench.sweeps.loader import Overrides, load
+from attnbench.sweeps.layers import Overrides
+from attnbench.sweeps.loader import load
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "h200"

@@ -22,30 +22,12 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from attnbench.case import Status
 from attnbench.curves import length_label, line_names
 from attnbench.errors import UserError
-from attnbench.pages import (
-    DPI,
-    EDGE,
-    FAINT,
-    INK,
-    LINE,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    drawing,
-    in_order,
-    legend,
-    legend_columns,
-    log_ticks,
-    marker_size,
-    rank,
-    save,
-    short,
-    style_of,
-    text_width,
-    wrap,
-)
 from attnbench.places import ceilings_by_device
+from attnbench.plots.axes import log_ticks
+from attnbench.plots.canvas import DPI, EDGE, FAINT, INK, LINE, Canvas, drawing, save
+from attnbench.plots.legend import legend, legend_columns
+from attnbench.plots.looks import in_order, marker_size, rank, style_of
+from attnbench.plots.text import SMALL, TEXT, TITLE, short, text_width, wrap
 from attnbench.words import joined, three, workload_order, workload_title
 
 if TYPE_CHECKING:

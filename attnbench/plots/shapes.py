@@ -12,28 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from attnbench.errors import UserError
-from attnbench.pages import (
-    DPI,
-    EDGE,
-    FAINT,
-    INK,
-    LINE,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    drawing,
-    in_order,
-    legend,
-    legend_columns,
-    marker_size,
-    rank,
-    save,
-    short,
-    style_of,
-    text_width,
-    wrap,
-)
+from attnbench.plots.canvas import DPI, EDGE, FAINT, INK, LINE, Canvas, drawing, save
+from attnbench.plots.legend import legend, legend_columns
+from attnbench.plots.looks import in_order, marker_size, rank, style_of
+from attnbench.plots.text import SMALL, TEXT, TITLE, short, text_width, wrap
 from attnbench.shapes import Shares, shares
 from attnbench.words import workload_title
 

@@ -1,0 +1,39 @@
+"""The commands `list` and `env`: which mechanisms there are here, and what the machine is."""
+
+from __future__ import annotations
+
+import json
+
+from attnbench.options import DeviceOption, Json, Mechanisms, make_console
+
+
+def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOption = "auto") -> None:
+    """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
+    from attnbench import listing
+    from attnbench.measure.environment import pick_device
+    from attnbench.sweeps.files import preset_names
+    from attnbench.sweeps.values import parse_mechanisms
+
+    kind = pick_device(device).type
+    asked = parse_mechanisms(mechanism) if mechanism else None
+    rows = [row for row in listing.rows(kind) if asked is None or row["mechanism"] in asked]
+    if json_:
+        print(json.dumps({"device": kind, "mechanisms": rows, "presets": preset_names()}, indent=1))
+        return
+    console = make_console()
+    console.print(listing.table(rows, device=kind))
+    console.print("gqa: grouped-query heads; full: not causal; name@distribution asks for one provider.")
+    presets = ", ".join(preset_names())
+    console.print(f"Presets: {presets}. Start with: attnbench sweep quick", highlight=False, soft_wrap=True)
+
+
+def env(json_: Json = False, device: DeviceOption = "auto") -> None:
+    """What a run on this machine would record: device, driver, versions."""
+    from attnbench.measure.environment import collect, pick_device
+
+    record = collect(pick_device(device))
+    if json_:
+        print(json.dumps(record, indent=1))
+        return
+    for name, value in record.items():
+        print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")

@@ -1,0 +1,88 @@
+"""What to doubt in the times of a run: several devices, clocks that moved or were held back, wide intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from attnbench.case import Status
+from attnbench.curves import Curve
+from attnbench.places import by_place
+from attnbench.words import count_text
+
+# Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
+# clocks count as unsteady.
+_CLOCK_FLAG, _CLOCK_STEADY = 0.75, 0.95
+_WIDE = 0.05  # an interval that reaches farther than this from the median is worth a word
+_NO_THROTTLE = ("", "none", "gpu_idle", "idle")
+
+
+def warnings_of(frame: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
+    """All of them, without full stops; `found`: the curves of the frame."""
+    return (*_mixed(frame), *_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found))
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Several devices: values of one are set against nothing of another."""
+    counts = frame["device"].dropna().value_counts()
+    if len(counts) < 2:
+        return []
+    parts = [f"{count_text(int(counts[name]), 'case')} on {name}" for name in sorted(counts.index)]
+    return [
+        f"these results are of {len(counts)} devices ({', '.join(parts)}): nothing of one is compared with another"
+    ]
+
+
+def _unlocked(frame: pd.DataFrame) -> list[str]:
+    """Devices that say of themselves that their clocks are free to move."""
+    runs = frame.attrs.get("runs", {}).values()
+    places = [place["environment"] for run in runs for place in by_place(run).values()]
+    gpus = [gpu for environment in places if (gpu := environment.get("gpu"))]
+    names = sorted({str(gpu["name"]) for gpu in gpus if gpu.get("clocks_locked") is False})
+    return [f"the clocks of {name} are not locked: times follow its power and temperature" for name in names]
+
+
+def _throttled(frame: pd.DataFrame) -> list[str]:
+    timed = frame[frame["status"] == Status.OK]
+    reasons: Counter[str] = Counter()
+    cases = 0
+    for given in timed["throttle"]:
+        real = set() if given is None or isinstance(given, float) else {str(each) for each in given}
+        real = {each for each in real if each.lower() not in _NO_THROTTLE}
+        reasons.update(real)
+        cases += bool(real)
+    if not cases:
+        return []
+    why = ", ".join(reason for reason, _ in sorted(reasons.items(), key=lambda each: (-each[1], each[0])))
+    return [f"the device held its clock back in {cases:,} of {count_text(len(timed), 'timed case')} ({why})"]
+
+
+def _clocks(frame: pd.DataFrame) -> list[str]:
+    said = []
+    timed = frame[(frame["status"] == Status.OK) & frame["sm_clock_mhz"].notna()]
+    for device, rows in timed.groupby(timed["device"].fillna("unknown device"), sort=True):
+        clocks = rows["sm_clock_mhz"].astype("float64")
+        low, high = float(clocks.min()), float(clocks.max())
+        if low < _CLOCK_STEADY * high:
+            slow = int((clocks < _CLOCK_FLAG * high).sum())
+            flag = f"; {count_text(slow, 'case')} ran below {_CLOCK_FLAG:.0%} of the fastest" if slow else ""
+            said.append(f"the SM clock of {device} ranged from {low:,.0f} to {high:,.0f} MHz{flag}")
+    return said
+
+
+def _wide(found: Sequence[Curve]) -> list[str]:
+    far = [
+        max(c.ci_high_ms[i] - c.median_ms[i], c.median_ms[i] - c.ci_low_ms[i]) / c.median_ms[i]
+        for c in found
+        for i in range(len(c))
+    ]
+    wide = [each for each in far if each > _WIDE]
+    if not wide:
+        return []
+    verb = "has" if len(wide) == 1 else "have"
+    return [
+        f"{count_text(len(wide), 'case')} {verb} a 95 % interval of the median that reaches farther than "
+        f"{_WIDE:.0%} from it (up to {max(wide):.0%})"
+    ]
