@@ -158,6 +158,18 @@ def test_incorrect_is_loud() -> None:
     assert "INCORRECT" in printed(*rows)
 
 
+def test_calls_that_wait_for_the_host() -> None:
+    """Not those that wait for some microseconds, nor those of which nothing is known."""
+    rows = [row("a", n, 1.0, busy_ms=busy) for n, busy in ((512, 0.3), (1024, 0.79), (2048, 0.81))]
+    text = said(*rows, row("a", 4096, 0.006, busy_ms=0.002), row("a", 8192, 1.0))
+    assert (
+        "Warning: in 2 of 4 timed cases the device waited for its host for more than 20% of the time (at worst it was "
+        "at work for 0.300 ms of 1.00 ms: a.fwd.B"
+    ) in text
+    assert "N512-D128.bf16); with --launch graph times are the device's alone." in text
+    assert "waited for its host" not in said(*rows[2:])
+
+
 def test_throttling() -> None:
     rows = [row("a", 512, 1.0, throttle=["sw_power_cap"]), row("a", 1024, 1.0, throttle=["gpu_idle"])]
     text = said(*rows, row("a", 2048, 1.0, throttle=[]), row("a", 4096, 1.0))

@@ -1,4 +1,4 @@
-"""What to doubt in the times of a run: several devices, clocks that moved or were held back, wide intervals."""
+"""What to doubt in the times of a run: several devices, a slow host, clocks that moved or were low, wide intervals."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from attnbench.case import Status
+from attnbench.case import Launch, Status
 from attnbench.curves import Curve
 from attnbench.places import by_place
-from attnbench.words import count_text
+from attnbench.words import count_text, time_text
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
 # clocks count as unsteady.
 _CLOCK_FLAG, _CLOCK_STEADY = 0.75, 0.95
+# A call in which the device is at work for less than this share of the time is mostly its host's; what is idle for less
+# than this many milliseconds besides may be the events' own.
+_AT_WORK, _IDLE_MS = 0.8, 0.005
 _WIDE = 0.05  # an interval that reaches farther than this from the median is worth a word
 _NO_THROTTLE = ("", "none", "gpu_idle", "idle")
 
 
 def warnings_of(frame: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
     """All of them, without full stops; `found`: the curves of the frame."""
-    return (*_mixed(frame), *_unlocked(frame), *_throttled(frame), *_clocks(frame), *_wide(found))
+    return (
+        *_mixed(frame),
+        *_launched_late(frame),
+        *_unlocked(frame),
+        *_throttled(frame),
+        *_clocks(frame),
+        *_wide(found),
+    )
 
 
 def _mixed(frame: pd.DataFrame) -> list[str]:
@@ -32,6 +42,23 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
     parts = [f"{count_text(int(counts[name]), 'case')} on {name}" for name in sorted(counts.index)]
     return [
         f"these results are of {len(counts)} devices ({', '.join(parts)}): nothing of one is compared with another"
+    ]
+
+
+def _launched_late(frame: pd.DataFrame) -> list[str]:
+    """Calls whose time is the host's: it launched them more slowly than the device ran them."""
+    timed = frame[(frame["status"] == Status.OK) & frame["busy_ms"].notna()]
+    idle_ms = timed["median_ms"] - timed["busy_ms"]
+    late = timed[(idle_ms > (1 - _AT_WORK) * timed["median_ms"]) & (idle_ms > _IDLE_MS)]
+    if late.empty:
+        return []
+    worst = late.iloc[int((late["busy_ms"] / late["median_ms"]).argmin())]
+    launches = {run.get("protocol", {}).get("launch") for run in frame.attrs.get("runs", {}).values()}
+    advice = "" if launches == {Launch.GRAPH} else "; with --launch graph times are the device's alone"
+    return [
+        f"in {len(late):,} of {count_text(len(timed), 'timed case')} the device waited for its host for more than "
+        f"{1 - _AT_WORK:.0%} of the time (at worst it was at work for {time_text(worst['busy_ms'])} of "
+        f"{time_text(worst['median_ms'])}: {worst['case_id']}){advice}"
     ]
 
 
