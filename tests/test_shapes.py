@@ -52,6 +52,7 @@ def row(
         "peak_bytes": None,
         "energy_j": None,
         "roofline": None if found is None else found[1],
+        "busy_ms": None,
         "sm_clock_mhz": None,
         "throttle": None,
     }
