@@ -7,13 +7,13 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
-from attnbench.models.model import LanguageModel
+if TYPE_CHECKING:
+    from attnbench.models.model import LanguageModel
 
 _PATIENCE: Final = datetime.timedelta(minutes=2)
 
@@ -34,6 +34,9 @@ class Ranks:
         """Cut the parameters of each block, and of the rest, over the ranks (FSDP2). Alone: nothing."""
         if self.count == 1:
             return
+        # It takes a process as long to import as half of torch, and few shard.
+        from torch.distributed.fsdp import fully_shard
+
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)
