@@ -17,8 +17,8 @@ from hypothesis import settings
 with torch.device("meta"):
     torch.empty(0)
 
-# No deadline for an example: on a busy machine any of them may be late, and that is no finding. Half as many as usual, as
-# the suite runs before every commit.
+# No deadline for an example: on a busy machine any of them may be late, and that is no finding. Half as many as usual,
+# as the suite runs before every commit.
 settings.register_profile("attnbench", deadline=None, max_examples=50)
 settings.load_profile("attnbench")
 
