@@ -18,11 +18,11 @@ SWEEP = """
 mechanism = ["linear-quadratic", "sdpa-math"]
 workload = ["fwd"]
 dtype = ["fp32"]
-shapes = [[1, 1, 16, 16]]
+shapes = [[1, 2, 256, 32]]
 [protocol]
 cache = "hot"
-min_samples = 5
-max_samples = 5
+min_samples = 25
+max_samples = 25
 warmup_s = 0
 """
 
@@ -31,7 +31,7 @@ SLOW = """
 def _slow(of):
     def slower(*given, **named):
         import time
-        time.sleep(0.1)
+        time.sleep(0.02)
         return of(*given, **named)
     return slower
 
@@ -67,7 +67,7 @@ def test_a_planted_commit_is_found_and_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
-    assert report["regressions"] == ["linear-quadratic.fwd.B1-H1-N16-D16.fp32"]
+    assert report["regressions"] == ["linear-quadratic.fwd.B1-H2-N256-D32.fp32"]
     assert any(text.startswith("commit: ") for text in report["sentences"])
     rows = load_results(tmp_path / "runs" / "results.parquet")
     assert list(rows.groupby("run_id").size()) == [2] * 4
