@@ -15,14 +15,14 @@ from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 from attnbench.gate.noise import FOLDER_VARIABLE
 
 SWEEP = """
-mechanism = ["linear-quadratic", "sdpa-math"]
+mechanism = ["linear-quadratic", "linear-cumsum"]
 workload = ["fwd"]
 dtype = ["fp32"]
-shapes = [[1, 2, 256, 32]]
+shapes = [[1, 1, 16, 16]]
 [protocol]
 cache = "hot"
-min_samples = 25
-max_samples = 25
+min_samples = 5
+max_samples = 5
 warmup_s = 0
 """
 
@@ -31,13 +31,19 @@ SLOW = """
 def _slow(of):
     def slower(*given, **named):
         import time
-        time.sleep(0.02)
+        time.sleep({seconds})
         return of(*given, **named)
     return slower
 
 
-linear_quadratic = _slow(linear_quadratic)
+{function} = _slow({function})
 """
+
+
+def _slow_down(root: Path, function: str, *, seconds: float) -> None:
+    """Sleep before each call of the baseline of that name."""
+    path = root / "attnbench" / "baselines" / f"{function}.py"
+    path.write_text(path.read_text() + SLOW.format(function=function, seconds=seconds))
 
 
 def _commit(root: Path) -> None:
@@ -51,9 +57,10 @@ def test_a_planted_commit_is_found_and_named(tmp_path: Path) -> None:
     shutil.copytree(Path(attnbench.__file__).parent, root / "attnbench", ignore=ignored)
     (root / "pyproject.toml").write_text('[project]\ndependencies = ["torch"]\n')
     subprocess.run(["git", "init", "-q", "-b", "main", str(root)], check=True)
+    for function in ("linear_quadratic", "linear_cumsum"):  # no busy machine doubles a time as long as this
+        _slow_down(root, function, seconds=0.03)
     _commit(root)
-    slow = root / "attnbench" / "baselines" / "linear_quadratic.py"
-    slow.write_text(slow.read_text() + SLOW)
+    _slow_down(root, "linear_quadratic", seconds=0.15)
     _commit(root)
     (tmp_path / "tiny.toml").write_text(SWEEP)
     done = subprocess.run(
@@ -67,7 +74,7 @@ def test_a_planted_commit_is_found_and_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
-    assert report["regressions"] == ["linear-quadratic.fwd.B1-H2-N256-D32.fp32"]
+    assert report["regressions"] == ["linear-quadratic.fwd.B1-H1-N16-D16.fp32"]
     assert any(text.startswith("commit: ") for text in report["sentences"])
     rows = load_results(tmp_path / "runs" / "results.parquet")
     assert list(rows.groupby("run_id").size()) == [2] * 4
