@@ -43,20 +43,11 @@ class Clock(Interface):
         """Give back what the clock holds (the flush buffer), so that a memory pass does not see it."""
 
 
-class CudaClock:
-    """CUDA events around each call; with a cold cache, a buffer over twice the L2 is written before each sample.
+class _Flushing:
+    """What clocks share: a buffer that is written to clear the cache, or None where it stays warm."""
 
-    The host runs ahead of the device within a batch, so a sample holds launch gaps only where the host really
-    is the slower of the two. A `meet` that waits on the device leaves it so.
-    """
-
-    def __init__(self, *, device: torch.device, cache: Cache) -> None:
-        self._device = device
-        self._flush: torch.Tensor | None = None
-        if cache is Cache.COLD:
-            l2 = torch.cuda.get_device_properties(device).L2_cache_size
-            size = max(2 * l2, _FLUSH_FLOOR_BYTES)
-            self._flush = torch.empty(size // 4, dtype=torch.int32, device=device)
+    def __init__(self, flush: torch.Tensor | None) -> None:
+        self._flush = flush
 
     @property
     def clears(self) -> bool:
@@ -65,6 +56,25 @@ class CudaClock:
     def clear(self) -> None:
         if self._flush is not None:
             self._flush.zero_()
+
+    def close(self) -> None:
+        self._flush = None
+
+
+class CudaClock(_Flushing):
+    """CUDA events around each call; with a cold cache, a buffer over twice the L2 is written before each sample.
+
+    The host runs ahead of the device within a batch, so a sample holds launch gaps only where the host really
+    is the slower of the two. A `meet` that waits on the device leaves it so.
+    """
+
+    def __init__(self, *, device: torch.device, cache: Cache) -> None:
+        self._device = device
+        flush = None
+        if cache is Cache.COLD:
+            l2 = torch.cuda.get_device_properties(device).L2_cache_size
+            flush = torch.empty(max(2 * l2, _FLUSH_FLOOR_BYTES) // 4, dtype=torch.int32, device=device)
+        super().__init__(flush)
 
     def once(self, call: Call) -> float:
         torch.cuda.synchronize(self._device)
@@ -87,23 +97,14 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
         return [start.elapsed_time(end) for start, end in pairs]
 
-    def close(self) -> None:
-        self._flush = None
 
-
-class HostClock:
+class HostClock(_Flushing):
     """The host's monotonic clock around each call; with a cold cache, 64 MiB are written before each sample."""
 
     def __init__(self, *, cache: Cache) -> None:
-        self._flush = torch.empty(_HOST_FLUSH_BYTES // 4, dtype=torch.int32) if cache is Cache.COLD else None
-
-    @property
-    def clears(self) -> bool:
-        return self._flush is not None
-
-    def clear(self) -> None:
-        if self._flush is not None:
-            self._flush.zero_()
+        super().__init__(
+            torch.empty(_HOST_FLUSH_BYTES // 4, dtype=torch.int32) if cache is Cache.COLD else None
+        )
 
     def once(self, call: Call) -> float:
         start = time.perf_counter()
@@ -118,9 +119,6 @@ class HostClock:
                 meet()
             samples.append(self.once(call))
         return samples
-
-    def close(self) -> None:
-        self._flush = None
 
 
 def open_clock(*, device: torch.device, cache: Cache) -> Clock:
