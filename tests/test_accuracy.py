@@ -425,7 +425,8 @@ import sys, torch
 from attnbench.case import Case, Workload
 from attnbench.measure.inputs import build
 from attnbench.semantics import SEMANTICS
-case = Case(mechanism="lightning2", workload=Workload.BWD, batch=1, heads=1, seq_len=4, head_dim=16, value_dim=16, dtype="fp32")
+shape = {"batch": 1, "heads": 1, "seq_len": 4, "head_dim": 16, "value_dim": 16}
+case = Case(mechanism="lightning2", workload=Workload.BWD, dtype="fp32", **shape)
 given = build(case, semantics=SEMANTICS["decay-linear"], layout="BHND", device=torch.device("cpu"), seed=0)
 before = set(sys.modules)
 torch.autograd.grad(given.q * given.k, (given.q,), given.do)
