@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.interpreter import remember_builtins
+
 # Read when numpy and torch are imported. Tests run side by side, and their tensors are small: with a thread for every
 # core in every process, most of the time goes to threads that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.empty(0)
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
+        remember_builtins()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
