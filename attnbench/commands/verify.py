@@ -37,12 +37,12 @@ def verify(
 
     from attnbench import verification
     from attnbench.case import DTYPES
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.progress import ticking
     from attnbench.registry import mechanisms
     from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_sizes
 
-    kind = pick_device(device).type
+    kind = device_kind(device)
     names = parse_mechanisms(mechanism or list(mechanisms()))
     dtypes = parse_names(dtype or verification.DTYPES[kind], kind="dtype", choices=DTYPES)
     lengths = parse_sizes(seq_len or verification.SEQ_LENS[kind], axis="--seq-len")
