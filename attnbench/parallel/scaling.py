@@ -13,7 +13,7 @@ comparing with it is a check.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -150,12 +150,12 @@ class Scaling:
         """Sentences on all lines."""
         return self.assumptions_of(self.lines)
 
-    def assumptions_of(self, keys: Iterable[Key]) -> list[str]:
+    def assumptions_of(self, keys: Container[Key]) -> list[str]:
         """Sentences for a figure of some lines."""
-        keys = list(keys)
+        lines = [line for key, line in self.lines.items() if key in keys]
         return [
             "Assumptions: computing is a slope times the tokens of a rank, or a floor where launching takes longer, "
-            f"fitted apart for one rank and for several{self._floors(keys)}; of ring attention a sum of terms in "
+            f"fitted apart for one rank and for several{_floors(lines)}; of ring attention a sum of terms in "
             "tokens times sequence, tokens and steps. The same holds beyond what was measured.",
             *(
                 f"{link.name}: a step takes {time_text(link.latency_s * 1e3)} and its bytes at "
@@ -169,22 +169,12 @@ class Scaling:
             f"1/{HEAD_SHARE} of its forward and 1/3 of its backward; behind all blocks of ring attention but one.",
             f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
             "down.",
-            self._check(keys),
+            self._check(lines),
         ]
 
-    def _floors(self, keys: Iterable[Key]) -> str:
-        """What short calls take on several ranks, in brackets; nothing where no line has such a floor."""
-        found = [
-            f"{key[0]} {key[1]} {time_text(compute.parallel.floor)}"
-            for key in keys
-            if key in self.lines
-            if isinstance(compute := self.lines[key].compute, LinearCompute) and compute.parallel.floor
-        ]
-        return f" (floors of several: {', '.join(found)})" if found else ""
-
-    def _check(self, keys: Iterable[Key]) -> str:
+    def _check(self, lines: Iterable[Line]) -> str:
         """How the model does over the link that was measured."""
-        checks = [check for key in keys if key in self.lines for check in self.lines[key].checks]
+        checks = [check for line in lines for check in line.checks]
         if not checks or self.measured is None:
             return (
                 "Not checked: no case ran on several ranks with its parts measured; lines are one rank's computing and "
@@ -197,6 +187,16 @@ class Scaling:
             f"the median and by {max(errors):.0%} at most, that of {worst.case} ({self.measured.name}: "
             f"{time_text(self.measured.latency_s * 1e3)} a step and {self.measured.bytes_per_s / 1e9:.3g} GB/s)."
         )
+
+
+def _floors(lines: Iterable[Line]) -> str:
+    """What short calls take on several ranks, in brackets; nothing where no line has such a floor."""
+    found = [
+        f"{line.mechanism} {line.key[1]} {time_text(line.compute.parallel.floor)}"
+        for line in lines
+        if isinstance(line.compute, LinearCompute) and line.compute.parallel.floor
+    ]
+    return f" (floors of several: {', '.join(found)})" if found else ""
 
 
 def fit(rows: Sequence[ParallelCase]) -> Scaling:

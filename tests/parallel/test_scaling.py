@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from attnbench.case import Workload
 from attnbench.errors import UserError
 from attnbench.models.records import read
-from attnbench.parallel import predictions
+from attnbench.parallel import figures, predictions
 from attnbench.parallel.computing import Bounded, SoftmaxCompute, fit_bounded, fit_compute
 from attnbench.parallel.figures import plot_scaling
 from attnbench.parallel.findings import same_line
@@ -232,3 +234,29 @@ def test_small_shares_and_large_lengths_can_be_read() -> None:
     _, rows = predictions.table(predictions.predict(ROWS, fit(ROWS)))
     assert max(len(cell) for row in rows for cell in row[3:]) <= 10
     assert not any(row[-1] == "0.0%" for row in rows)
+
+
+def test_numbers_at_lines_lie_inside_of_their_panel_and_name_all_that_end_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, path: Path) -> Path:
+        drawn.append(figure)
+        return path
+
+    monkeypatch.setattr(figures, "save", keep)
+    plot_scaling(ROWS, fit(ROWS), tmp_path, formats=["png"])
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    notes = {
+        axes.get_ylabel(): [text for text in axes.texts if isinstance(text, Annotation)]
+        for axes in figure.axes[2:]
+    }
+    assert "1, 2, 4" in {text.get_text() for text in notes["tokens/s a rank"]}
+    assert {text.get_text() for text in notes["GiB a rank"]} == {"1", "2", "4"}
+    for axes in figure.axes[2:]:
+        inside = axes.get_window_extent()
+        for text in notes[axes.get_ylabel()]:
+            assert inside.contains(*text.get_window_extent().p0)
+            assert inside.contains(*text.get_window_extent().p1)
