@@ -40,6 +40,10 @@ def test_on_any_number_of_ranks_outputs_gradients_and_bytes_are_right(tmp_path: 
         sent = tuple(sum(case["sent"][direction] for case in cases) for direction in (0, 1))
         if dtype == "fp32":  # formulas are of fp32 states
             assert sent == _formula(mechanism, ranks=ranks, seq_len=equal.LENGTHS[length])
+    waits = [json.loads((tmp_path / f"waits-{rank}.json").read_text()) for rank in range(equal.WAITING)]
+    assert (
+        waits == [True] * equal.WAITING
+    )  # a transfer alone lasts until it is received, where it is sent too
 
 
 def _found(folder: Path) -> Found:
