@@ -50,7 +50,8 @@ for name in ("planted_begin", "planted_deadline", "planted_end"):
 def _loops(ptx: str) -> list[str]:
     """The bodies of all loops: from a label to a jump back to it."""
     return [
-        match[0] for match in re.finditer(r"^(\$L__BB\w+):(?:.*\n)+?.*\bbra(?:\.uni)?\s+\1;", ptx, re.MULTILINE)
+        match[0]
+        for match in re.finditer(r"^(\$L__BB\w+):(?:.*\n)+?.*\bbra(?:\.uni)?\s+\1;", ptx, re.MULTILINE)
     ]
 
 
