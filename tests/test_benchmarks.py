@@ -233,7 +233,7 @@ def test_no_file_is_overwritten_by_another_run(saved: Path, document: Document, 
         importing.import_files([saved, tmp_path / "bench.json"], folder=tmp_path / "new")
 
 
-def test_the_preset_of_the_gate_launches_eagerly_and_covers_every_workload_of_ours() -> None:
+def test_the_preset_of_the_gate_replays_graphs_and_covers_every_workload_of_ours() -> None:
     """What the gate and the benchmarks both measure: fwd, bwd and decode of our own kernels."""
     from attnbench.sweeps.loader import load
 
@@ -241,5 +241,5 @@ def test_the_preset_of_the_gate_launches_eagerly_and_covers_every_workload_of_ou
     cases: Sequence[Case] = sweep.cases()
     assert {case.mechanism for case in cases} == {"lightning1", "lightning2"}
     assert {case.workload for case in cases} == {Workload.FWD, Workload.BWD, Workload.DECODE}
-    assert sweep.protocol.launch is Launch.EAGER
+    assert sweep.protocol.launch is Launch.GRAPH
     assert len(cases) <= 24
