@@ -135,8 +135,9 @@ def test_a_machine_is_the_same_when_only_the_commit_is_another() -> None:
     assert (driver.name, driver.base, driver.new, driver.decisive) == ("driver", ("580",), ("590",), True)
     [library] = between_records(base, record("1", "580", torch="2", triton="3"))
     assert (library.name, library.base, library.new) == ("library triton", ("absent",), ("3",))
-    hot = {**base, "protocol": {"cache": "hot"}}
-    assert [each.decisive for each in between_records(base, hot)] == [True]
+    for protocol in ({"cache": "hot"}, {"cache": "cold", "launch": "graph"}):
+        eager = {**base, "protocol": {"cache": "cold", "launch": "eager"}}
+        assert [each.decisive for each in between_records(eager, {**base, "protocol": protocol})] == [True]
 
 
 # Documents that are no such thing

@@ -77,7 +77,7 @@ def by_proton(work: Callable[[], object]) -> Totals:
 
 
 def hatchet_totals(tree: Any) -> Totals:
-    """Microseconds by kernel in Proton's tree (Hatchet's literal format): what has a time, and nothing below it has one.
+    """Microseconds by kernel in Proton's tree (Hatchet's literal format): what has a time, with none below it.
 
     A scope's time is that of its kernels and no further one. A graph's that has nothing below it is that of all of its
     kernels, and stands for them.
