@@ -84,7 +84,7 @@ def test_a_planted_commit_in_words(slower: list[int], words: str) -> None:
 
 
 def _kept(player: Player, name: str, *, folder: Path, unit: str = "card a", factor: float = 1.0) -> None:
-    """A process of two H200s' worth of evidence, as a run folder with its shards."""
+    """A process that was measured on a card, as a run folder with its shards."""
     number = int(name[-2:])
     gpu = {"name": "H200", "driver": "1", "uuid": unit}
     environment = {"device": "H200", "device_type": "cuda", "gpu": gpu, "versions": {}, "variables": {}}
