@@ -160,8 +160,7 @@ def table(found: Mapping[Case, Agreement], *, nothing: Agreement, device: str, l
             "",
             f"{near} of {len(long_)} cases over {_LONG_US:.0f} µs agree within {_NEAR:.0%}. Events take in "
             f"{beyond_us:.2f} µs beyond the span in the median case, and {constant} where a kernel only writes one "
-            "element: a time between their two marks and the kernel, whatever the kernel. Without those "
-            f"{constant} {near_less} of {len(long_)} agree within {_NEAR:.0%}.",
+            f"element: with {constant} taken off {near_less} of {len(long_)} agree within {_NEAR:.0%}.",
             "",
         ]
     )
