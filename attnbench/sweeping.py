@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from attnbench.case import Case, Launch
+from attnbench.case import Case
 from attnbench.errors import UserError
 from attnbench.executors.engines import LOCAL, Engine, ready
 from attnbench.executors.lock import run_lock
@@ -104,8 +104,6 @@ def run_sweep(
     """
     if not cases:
         raise UserError(f"the sweep {sweep.name} has no cases")
-    if sweep.device == "cpu" and sweep.protocol.launch is Launch.GRAPH:
-        raise UserError("launch 'graph' needs a CUDA device; on the CPU use --launch eager")
     with contextlib.ExitStack() as stack:
         # Before the folder: a command that is refused leaves none behind.
         used = replace(engine, gpus=1) if refine else engine

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from attnbench.case import Case, Workload
+from attnbench.case import Case, Launch, Workload
 from attnbench.errors import UserError
-from attnbench.measure.agreement import agreement, main, measure, table
+from attnbench.measure.agreement import Agreement, agreement, main, measure, measure_nothing, table
 from attnbench.measure.timeline import Span, by_call
 
 CASE = Case(
@@ -28,9 +28,10 @@ def test_calls_are_told_apart_by_what_clears_the_cache() -> None:
     )  # fmt: skip
     calls = by_call(spans, flush="flush", calls=2)
     assert [[span.name for span in call] for call in calls] == [["a", "b"], ["a", "b"]]
-    found = agreement(CASE, events_ms=[0.0194, 0.0202], calls=calls)
+    found = agreement(events_ms=[0.0194, 0.0202], calls=calls)
     assert (found.kernels, found.samples) == (2, 2)
     assert found.profiler_us == 19.5  # spans of 19 and 20
+    assert found.beyond_us == pytest.approx(0.3)
     assert found.ratio == pytest.approx((19.4 / 19 + 20.2 / 20) / 2)
 
 
@@ -48,14 +49,25 @@ def test_records_with_gaps_are_refused(spans: list[Span]) -> None:
         by_call(spans, flush="flush", calls=2)
 
 
-def test_only_long_cases_count() -> None:
-    long_, off, short = (
-        agreement(CASE, events_ms=[events], calls=[_spans(("a", 0, length))])
-        for events, length in ((0.101, 100), (0.11, 100), (0.02, 10))
+def _agreement(events_us: float, span_us: float) -> Agreement:
+    return agreement(events_ms=[events_us / 1e3], calls=[_spans(("a", 0, span_us))])
+
+
+def test_only_long_cases_count_and_what_every_kernel_has_is_taken_off() -> None:
+    """Of three long cases one agrees, one is 4 µs too long, as an empty kernel is, and one differs by itself."""
+    found = {
+        dataclasses.replace(CASE, seq_len=length): _agreement(*times)
+        for length, times in ((1, (404, 400)), (2, (104, 100)), (3, (130, 100)), (4, (14, 10)))
+    }
+    text = table(found, nothing=_agreement(6, 2), device="a GPU", launch=Launch.GRAPH)
+    assert text.startswith("# CUDA events against CUPTI on a GPU, launch graph\n")
+    assert (
+        "1 of 3 cases over 50 µs agree within 2%. Events take in 4.00 µs beyond the span in the median"
+        in text
     )
-    text = table([long_, off, short], device="a GPU")
-    assert "1 of 2 cases over 50 µs agree within 2 %" in text
-    assert f"| {CASE.case_id} | 1 | 1 | 101.00 | 100.00 | 1.0100 |" in text
+    assert "writes one element: with 4.00 µs taken off 2 of 3 agree within 2%." in text
+    second = dataclasses.replace(CASE, seq_len=2).case_id
+    assert f"| {second} | 1 | 1 | 104.00 | 100.00 | 4.00 | 1.0400 | 1.0000 |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -65,7 +77,13 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @pytest.mark.gpu
-def test_both_clocks_agree_on_a_long_kernel() -> None:
-    """Events take in 2 to 3 µs before a kernel begins: 2 % of a kernel of 150 µs. This one takes 270."""
-    found = measure(dataclasses.replace(CASE, batch=8), device=torch.device("cuda", 0), samples=20)
+@pytest.mark.parametrize("launch", Launch)
+def test_both_clocks_agree_on_a_long_kernel(launch: Launch) -> None:
+    """Events take in about 4 µs beside a kernel: 2 % of one of 200 µs. This one takes 270."""
+    device = torch.device("cuda", 0)
+    found = measure(dataclasses.replace(CASE, batch=8), device=device, samples=20, launch=launch)
     assert found.ratio == pytest.approx(1, abs=0.02)
+    nothing = measure_nothing(device=device, samples=20, launch=launch)
+    assert nothing.kernels == 1
+    assert 0 < nothing.beyond_us < 20
+    assert found.beyond_us == pytest.approx(nothing.beyond_us, abs=3)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from attnbench import importing, store
-from attnbench.case import Case, Launch, Workload
+from attnbench.case import Case, Launch, Protocol, Workload
 from attnbench.cli import app
 from attnbench.comparison.sides import between_records
 from attnbench.errors import UserError
@@ -135,8 +136,9 @@ def test_a_machine_is_the_same_when_only_the_commit_is_another() -> None:
     assert (driver.name, driver.base, driver.new, driver.decisive) == ("driver", ("580",), ("590",), True)
     [library] = between_records(base, record("1", "580", torch="2", triton="3"))
     assert (library.name, library.base, library.new) == ("library triton", ("absent",), ("3",))
-    hot = {**base, "protocol": {"cache": "hot"}}
-    assert [each.decisive for each in between_records(base, hot)] == [True]
+    for protocol in ({"cache": "hot"}, {"cache": "cold", "launch": "graph"}):
+        eager = {**base, "protocol": {"cache": "cold", "launch": "eager"}}
+        assert [each.decisive for each in between_records(eager, {**base, "protocol": protocol})] == [True]
 
 
 # Documents that are no such thing
@@ -233,13 +235,21 @@ def test_no_file_is_overwritten_by_another_run(saved: Path, document: Document, 
         importing.import_files([saved, tmp_path / "bench.json"], folder=tmp_path / "new")
 
 
-def test_the_preset_of_the_gate_launches_eagerly_and_covers_every_workload_of_ours() -> None:
-    """What the gate and the benchmarks both measure: fwd, bwd and decode of our own kernels."""
+def test_the_preset_of_the_gate_replays_graphs_and_covers_every_workload_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the gate and the benchmarks both measure, and how: fwd, bwd and decode of our own kernels."""
     from attnbench.sweeps.loader import load
+    from benchmarks import conftest
 
     sweep = load("ci", device="cuda")
     cases: Sequence[Case] = sweep.cases()
     assert {case.mechanism for case in cases} == {"lightning1", "lightning2"}
     assert {case.workload for case in cases} == {Workload.FWD, Workload.BWD, Workload.DECODE}
-    assert sweep.protocol.launch is Launch.EAGER
+    assert sweep.protocol.launch is Launch.GRAPH
     assert len(cases) <= 24
+    asked: list[Protocol] = []
+    monkeypatch.setattr(conftest, "measure", lambda *given, protocol, **named: asked.append(protocol))
+    suite = conftest.Suite(sweep=sweep, device=torch.device("cpu"), environment={}, record={"ceilings": None})
+    suite.measure(cases[0].case_id, verify_only=False)
+    assert asked == [sweep.protocol]

@@ -981,5 +981,5 @@ def test_no_command_at_all_is_the_help(call: Call) -> None:
 def test_a_graph_launch_needs_a_gpu(call: Call, tmp_path: Path) -> None:
     (tmp_path / "slow.toml").write_text(SLOW)
     answer = call("sweep", "slow.toml", "--device", "cpu", "--launch", "graph", "-o", "run")
-    _is_one_sentence(answer, "launch 'graph' needs a CUDA device")
+    _is_one_sentence(answer, "slow.toml: launch 'graph' needs a CUDA device")
     assert not (tmp_path / "run").exists()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
-from attnbench.case import Protocol, Timing
+from attnbench.case import Launch, Protocol, Timing
 from attnbench.measure import sampling
 from attnbench.measure.clock import Call
+from attnbench.measure.runner import launched
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
 from attnbench.stats import relative_half_width
 
@@ -211,3 +217,25 @@ def test_warm_up_calls_what_will_be_timed() -> None:
     calls: list[int] = []
     warm_up(lambda: calls.append(1), clock=HostClock(cache=Cache.HOT), protocol=_protocol(warmup_s=0.01))
     assert len(calls) > 1
+
+
+def test_what_a_graph_reads_lives_as_long_as_its_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward's call alone holds what its forward saved, and a replay reads it at the same addresses."""
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, mock.Mock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: contextlib.nullcontext())
+    saved: list[weakref.ref[torch.Tensor]] = []
+
+    def make() -> Call:
+        tensor = torch.zeros(1)
+        saved.append(weakref.ref(tensor))
+        return lambda: tensor + 1
+
+    replay = launched(make, launch=Launch.GRAPH)
+    replay()
+    gc.collect()
+    assert saved[0]() is not None
+    del replay
+    gc.collect()
+    assert saved[0]() is None

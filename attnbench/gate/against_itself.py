@@ -20,6 +20,7 @@ from attnbench.errors import UserError
 from attnbench.gate import noise
 from attnbench.gate.measuring import PROCESSES, Gate, Plan
 from attnbench.gate.noise import CaseNoise, NoiseRecord
+from attnbench.gate.processes import Source
 from attnbench.gate.stage import Subject, staged
 from attnbench.gate.telling import Teller
 from attnbench.measure.clock import timestamp
@@ -58,6 +59,7 @@ def measure_noise(
     """Measure a sweep in twice as many processes as a gate takes a side, and keep each case's noise.
 
     The processes are dealt to two sides as a gate would measure them, so that its verdicts are put to the test as well.
+    Recorded ones cost nothing: all are used.
 
     Raises UserError for whatever keeps it from that, and when no case is ok often enough to tell its noise.
     """
@@ -68,7 +70,7 @@ def measure_noise(
             cases=stage.cases,
             source=stage.source,
             sides=tuple(itself),
-            plan=Plan(processes=count),
+            plan=Plan(processes=max(count, _recorded(stage.source, sides=tuple(itself)))),
             judge=_halves,
             tell=teller.say,
         )
@@ -149,6 +151,11 @@ def as_json(found: Noise) -> dict[str, Any]:
         "verdicts": {str(verdict): count for verdict, count in found.comparison.counts.items()},
         "sentences": sentences(found),
     }
+
+
+def _recorded(source: Source, *, sides: Sequence[str]) -> int:
+    """Processes that both sides have in recordings; 0 where they are measured."""
+    return min(source.left(side, after=0) or 0 for side in sides)
 
 
 def _halves(measured: Mapping[str, pd.DataFrame], significance: float) -> Comparison:

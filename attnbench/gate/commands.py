@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from attnbench.errors import UserError
 from attnbench.options import (
     AllowDifferent,
     DeviceOption,
@@ -35,6 +37,15 @@ Replay = Annotated[
     list[Path] | None,
     typer.Option("--replay", help="Take the processes from recorded runs and measure nothing."),
 ]
+# A shell makes several words of a pattern, and the option takes the first.
+Further = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="RUN",
+        help="Further recorded runs behind --replay: --replay FOLDER/processes/*.",
+        show_default=False,
+    ),
+]
 Runs = Annotated[
     Path | None,
     typer.Option("--runs", help="Folder for what is measured; default: runs/<command>-<sweep>-<time>."),
@@ -54,6 +65,7 @@ NoiseFile = Annotated[
 
 def check(
     sweep: SweepArgument,
+    further: Further = None,
     against: Annotated[
         str | None,
         typer.Option("--against", help="A git revision to measure in turns with the working tree."),
@@ -122,7 +134,7 @@ def check(
             workload=workload,
             cases=case or (),
             device=device,
-            replay=replay or (),
+            replay=_replayed(replay, further),
             runs=runs,
         ),
         against=against,
@@ -156,6 +168,7 @@ def check(
 
 def noise(
     sweep: SweepArgument,
+    further: Further = None,
     mechanism: Mechanisms = None,
     workload: Workloads = None,
     case: Cases = None,
@@ -193,7 +206,7 @@ def noise(
         workload=workload,
         cases=case or (),
         device=device,
-        replay=replay or (),
+        replay=_replayed(replay, further),
         runs=runs,
     )
     teller = Teller(make_console(stderr=True))
@@ -262,3 +275,12 @@ def bisect(
         print(bisecting.closing(found, good=good, bad=bad))
     if found.first is None:
         raise typer.Exit(Exit.INCONCLUSIVE)
+
+
+def _replayed(replay: list[Path] | None, further: list[Path] | None) -> Sequence[Path]:
+    """All recorded runs that are given. Raises UserError for some without --replay."""
+    if further and not replay:
+        raise UserError(
+            f"one sweep is expected, and behind it comes '{further[0]}': recorded runs follow --replay"
+        )
+    return (*(replay or ()), *(further or ()))

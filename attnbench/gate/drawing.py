@@ -18,9 +18,12 @@ from attnbench.comparison.comparing import compare
 from attnbench.comparison.formats import markdown_table
 from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, percent_text
+from attnbench.errors import UserError
 from attnbench.gate import noise
 from attnbench.sweeps.sweep import Sweep
-from attnbench.words import count_text
+from attnbench.words import count_text, joined
+
+_UNIT = 8  # characters of a card's UUID that tell it apart from a few others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,34 @@ def header(sweep: Sweep, pools: Mapping[str, Sequence[pa.Table]]) -> str:
         ),
     ]
     return "\n\n".join(lines)
+
+
+def cards(pools: Mapping[str, Sequence[pa.Table]], branch: Mapping[str, Any]) -> list[str]:
+    """A sentence about the cards that measured, where they are not one and the same; else none.
+
+    branch: the report of the check on a branch.
+
+    Raises UserError where that is of another GPU model than the processes.
+    """
+    records = [
+        record for pool in pools.values() for table in pool for record in store.records(table).values()
+    ]
+    of_pools = [noise.machine_of(record) for record in records]
+    of_branch = branch.get("machine", {})
+    models = {each["device"] for each in of_pools if "device" in each}
+    if "device" in of_branch and models and of_branch["device"] not in models:
+        raise UserError(
+            f"the check on a branch was measured on {of_branch['device']} and the processes on "
+            f"{joined(sorted(models))}: evidence is of one GPU model"
+        )
+    ours, theirs = (
+        sorted({each["GPU unit"][:_UNIT] for each in found if "GPU unit" in each})
+        for found in (of_pools, [of_branch])
+    )
+    if len({*ours, *theirs}) < 2:
+        return []
+    said = f"Cards: the processes are of {joined(ours) or 'unknown ones'}"
+    return [f"{said}, the check on a branch is of {joined(theirs) or 'an unknown one'}."]
 
 
 def markdown(drawn: Drawn, *, planted: str) -> str:

@@ -8,6 +8,11 @@ Then gates are drawn: each takes its processes without replacement from the pool
 may be slower; a planted slow-down of 5 % has to be found, and one of 2 % never to be faster. Last, a slow-down is
 planted in the source on a commit of its own, and `attnbench check --against` has to name the planted cases and no
 other. What was found is written as Markdown and JSON, beside the Parquet of all processes.
+
+`--only pools` and `--only branch` measure a part, on other machines of one GPU model if need be: the processes lie in
+`processes` of the folder, the check in `branch.json`. Where both are there, gates are drawn on any machine
+(`--device cuda`, with or without a GPU). The processes are also what `attnbench noise ci --replay
+runs/evidence/processes/unchanged-*` and `attnbench check ci --update --replay ...` take.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +40,7 @@ from attnbench.case import Case
 from attnbench.comparison.command import percentage
 from attnbench.errors import UserError
 from attnbench.executors.lock import device_lock
-from attnbench.gate import drawing, trees
+from attnbench.gate import drawing, noise, trees
 from attnbench.gate.planting import SITES, Site
 from attnbench.gate.processes import FreshProcesses
 from attnbench.gate.telling import Teller, duration
@@ -48,6 +54,13 @@ from attnbench.sweeps.sweep import Sweep
 UNCHANGED = "unchanged"
 _BRANCH_REPORT = "branch.json"
 _CHECK_PROCESSES = 12  # ten, and the setting up of the revision
+
+
+class Part(StrEnum):
+    """A part of the evidence that does not need the other one, nor its machine."""
+
+    POOLS = "pools"
+    BRANCH = "branch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +107,42 @@ def missing(wanted: Wanted) -> list[tuple[Pool, int]]:
     return [(pool, number) for _, _, pool, number in order if not _is_done(wanted, pool, number)]
 
 
-def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> str | None:
-    """Measure what is missing until the deadline; says what is missing still, None: nothing.
+def need_one_protocol(wanted: Wanted) -> None:
+    """Refuse what was measured by another protocol than the sweep's: nothing could be drawn of both.
 
-    Raises UserError for a busy device, and where a slow-down cannot be planted.
+    Raises UserError.
+    """
+    asked = wanted.sweep.as_dict()["protocol"]
+    found = {
+        f"{pool.name}-{number:02d}": _record(wanted, pool, number).get("protocol", {})
+        for pool in wanted.pools
+        for number in range(1, pool.processes + 1)
+    }
+    machine = {} if (branch := _kept_branch(wanted)) is None else branch.get("machine", {})
+    found[_BRANCH_REPORT] = {name: machine[name] for name in ("cache", "launch") if name in machine}
+    for name, protocol in found.items():
+        other = [
+            f"{key} {protocol[key]}, not {asked[key]}"
+            for key in asked
+            if protocol.get(key, asked[key]) != asked[key]
+        ]
+        if other:
+            raise UserError(
+                f"{name} in {wanted.folder} was measured with another protocol ({', '.join(other)}) than that of the "
+                f"sweep {wanted.sweep.name}: choose another folder with --runs"
+            )
+
+
+def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> None:
+    """Measure the processes that are missing, until the deadline.
+
+    Raises UserError without the device, for one that is busy, and where a slow-down cannot be planted.
     """
     todo = missing(wanted)
     if not todo:
-        return None
+        return
     kind = wanted.sweep.device
+    device_kind(kind)
     with ExitStack() as stack:
         lock = stack.enter_context(device_lock(kind))
         found: dict[str, Tree] = {}
@@ -114,10 +154,10 @@ def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> str | 
         source = FreshProcesses(
             sweep=wanted.sweep, folder=wanted.folder, trees=found, command=command, lock=lock, teller=teller
         )
-        longest = 0.0
+        longest = _longest_s(wanted)
         for place, (pool, number) in enumerate(todo):
             if now_s() + longest > wanted.deadline_s:
-                return f"{len(todo) - place} processes"
+                return
             shutil.rmtree(source.folder_of(pool.name, number), ignore_errors=True)  # one that was broken off
             process = source.process(pool.name, number=number, cases=wanted.cases)
             longest = max(longest, process.wall_s or 0.0)
@@ -126,25 +166,22 @@ def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> str | 
                 f"{pool.name}, process {number} of {pool.processes} in {duration(process.wall_s or 0.0)}; "
                 f"{left} to go, about {duration(left * longest)}"
             )
-    # A check has as many processes, and takes some time to set up.
-    no_check = not (wanted.folder / _BRANCH_REPORT).exists()
-    if no_check and now_s() + _CHECK_PROCESSES * longest > wanted.deadline_s:
-        return "the check on a branch"
-    return None
 
 
-def check_branch(wanted: Wanted, *, teller: Teller) -> dict[str, Any]:
-    """Plant the slow-down on a commit of its own and let `attnbench check --against` judge it; its JSON report.
+def check_branch(wanted: Wanted, *, teller: Teller) -> None:
+    """Plant the slow-down on a commit of its own and let `attnbench check --against` judge it, if there is time left.
 
-    The command runs in a repository of a copy of the package, as the commit's author would run it. Its report is kept
-    in the folder, and not made again.
+    The command runs in a repository of a copy of the package, as the commit's author would run it. Its JSON report is
+    kept in the folder with the facts of the machine, and not made again.
 
-    Raises UserError when the command ends with neither of its verdicts, and without git.
+    Raises UserError without the device, when the command ends with neither of its verdicts, and without git.
     """
-    kept = wanted.folder / _BRANCH_REPORT
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+    if (
+        _kept_branch(wanted) is not None
+        or now_s() + _CHECK_PROCESSES * _longest_s(wanted) > wanted.deadline_s
+    ):
+        return
+    device_kind(wanted.sweep.device)
     teller.say("planting on a branch: attnbench check --against HEAD~1")
     with tempfile.TemporaryDirectory(prefix="attnbench-branch-", ignore_cleanup_errors=True) as temporary:
         root = Path(temporary) / "tree"
@@ -168,17 +205,20 @@ def check_branch(wanted: Wanted, *, teller: Teller) -> dict[str, Any]:
             f"attnbench check on the planted branch ended with exit code {done.returncode} and no report"
         )
     report: dict[str, Any] = json.loads(done.stdout)
-    report |= {"exit_code": done.returncode, "seconds": now_s() - begun}
-    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
+    record = next(iter(store.records(store.load_table(runs / "results.parquet")).values()))
+    report |= {
+        "exit_code": done.returncode,
+        "seconds": now_s() - begun,
+        "machine": noise.machine_of(record),
+    }
+    (wanted.folder / _BRANCH_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def tables_of(wanted: Wanted) -> dict[str, list[pa.Table]]:
     """The processes of each pool, a table each."""
     return {
         pool.name: [
-            store.load_table(wanted.folder / "processes" / f"{pool.name}-{number:02d}")
-            for number in range(1, pool.processes + 1)
+            store.load_table(_run_of(wanted, pool, number)) for number in range(1, pool.processes + 1)
         ]
         for pool in wanted.pools
     }
@@ -197,18 +237,43 @@ def _commit(root: Path, message: str) -> None:
     trees.git(root, *identity, "commit", "--quiet", "--message", message)
 
 
-def _is_done(wanted: Wanted, pool: Pool, number: int) -> bool:
-    """A process is there when its run has recorded its effort, which comes last."""
+def _run_of(wanted: Wanted, pool: Pool, number: int) -> Path:
+    return wanted.folder / "processes" / f"{pool.name}-{number:02d}"
+
+
+def _record(wanted: Wanted, pool: Pool, number: int) -> dict[str, Any]:
+    """The record of a process's run; empty where there is none yet."""
     try:
-        record = json.loads(
-            (wanted.folder / "processes" / f"{pool.name}-{number:02d}" / "run.json").read_text(
-                encoding="utf-8"
-            )
+        found: dict[str, Any] = json.loads(
+            (_run_of(wanted, pool, number) / "run.json").read_text(encoding="utf-8")
         )
     except (OSError, ValueError):
-        return False
-    shards = wanted.folder / "processes" / f"{pool.name}-{number:02d}" / "shards"
-    return "effort" in record and len(list(shards.glob("*.parquet"))) >= len(wanted.cases)
+        return {}
+    return found
+
+
+def _is_done(wanted: Wanted, pool: Pool, number: int) -> bool:
+    """A process is there when its run has recorded its effort, which comes last."""
+    shards = _run_of(wanted, pool, number) / "shards"
+    has_ended = "effort" in _record(wanted, pool, number)
+    return has_ended and len(list(shards.glob("*.parquet"))) >= len(wanted.cases)
+
+
+def _longest_s(wanted: Wanted) -> float:
+    """Seconds of the longest process so far; 0 before the first one."""
+    records = (
+        _record(wanted, pool, number) for pool in wanted.pools for number in range(1, pool.processes + 1)
+    )
+    return max((record.get("effort", {}).get("wall_s") or 0.0 for record in records), default=0.0)
+
+
+def _kept_branch(wanted: Wanted) -> dict[str, Any] | None:
+    """The report of the check on a branch, where it is there."""
+    path = wanted.folder / _BRANCH_REPORT
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _sections(judged: Sequence[drawing.Drawn], branch: Mapping[str, Any], site: Site) -> Iterator[str]:
@@ -233,14 +298,19 @@ def main(
     ] = None,
     gates: Annotated[int, typer.Option("--gates", help="Gates that are drawn of each kind.")] = 20,
     a_side: Annotated[int, typer.Option("--a-side", help="Processes a side of a gate.")] = 5,
+    only: Annotated[
+        Part | None,
+        typer.Option("--only", help="Measure this part alone; the other may come from elsewhere."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the evidence for the gate, in as many sittings as it takes, and say what it shows.
 
-    Exit code 3 while processes are missing: give the same command again.
+    Exit code 3 while something is missing: give the command again.
     """
     begun = now_s()
-    kind = device_kind(device)
+    # What was measured on a GPU is drawn without one too: it is looked for when something is to be measured.
+    kind = "cuda" if device == "cuda" else device_kind(device)
     shares = [percentage(text, option="--share") for text in share or ["5%", "2%"]]
     if min(processes / 2, planted) < a_side:
         raise UserError(
@@ -254,17 +324,29 @@ def main(
         folder=runs,
         deadline_s=begun + minutes * 60,
     )
+    need_one_protocol(wanted)
     runs.mkdir(parents=True, exist_ok=True)
     drawing.keep_sweep(sweep, runs / "sweep.toml")
     teller = Teller(make_console(stderr=True))
-    left = measure(wanted, command=sys.argv[1:], teller=teller)
-    if left is not None:
-        print(f"Missing still: {left}. The same command goes on with it.")
+    if only is not Part.BRANCH:
+        measure(wanted, command=sys.argv[1:], teller=teller)
+    if only is not Part.POOLS:
+        check_branch(wanted, teller=teller)
+    branch, processes_left = _kept_branch(wanted), len(missing(wanted))
+    if branch is None or processes_left:
+        left = [f"{processes_left} processes"] if processes_left else []
+        left += ["the check on a branch"] if branch is None else []
+        print(
+            f"Missing still: {' and '.join(left)}. The command goes on with it, here or on another machine."
+        )
         raise typer.Exit(3)
-    branch = check_branch(wanted, teller=teller)
     tables = tables_of(wanted)
     judged = drawing.judge(tables, unchanged=UNCHANGED, gates=gates, a_side=a_side)
-    text = "\n\n".join([drawing.header(wanted.sweep, tables), *_sections(judged, branch, wanted.site)]) + "\n"
+    cards = drawing.cards(tables, branch)
+    text = (
+        "\n\n".join([drawing.header(wanted.sweep, tables), *cards, *_sections(judged, branch, wanted.site)])
+        + "\n"
+    )
     out.mkdir(parents=True, exist_ok=True)
     store.write(store.merge(t for pool in tables.values() for t in pool), out / "processes.parquet")
     (out / "evidence.md").write_text(text, encoding="utf-8")

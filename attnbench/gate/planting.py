@@ -1,10 +1,11 @@
 """Slow-downs of known size, planted in source text, to put a gate to the test.
 
-What a function launches is followed on the device by a kernel that waits for a share of the time that it took; behind
+What a function launches is followed on the device by a kernel that works for a share of the time that it took; behind
 a Python function the caller waits. Either way a shape's time grows by that share, whatever the shape, without
-calibration. A wait inside of the kernel would not do: other programs on the multiprocessor would use the time. What
-is planted is text, no part of this program: it goes into trees of any revision and so may call nothing of the
-project's, its clock neither.
+calibration. A wait inside of the kernel would not do: other programs on the multiprocessor would use the time. Nor
+would a device that only waits: where power limits the clock it cools meanwhile, and the planted kernel runs on a higher
+clock than the one it is compared with. What is planted is text, no part of this program: it goes into trees of any
+revision and so may call nothing of the project's, its clock neither.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def _planted(of):  # type: ignore
 {function} = _planted({function})
 '''
 
-# The wait ends with a store, so that no compiler takes it for useless.
+# Three kernels, one after the other in the stream. The deadline is computed once, by a program of its own: one of many
+# that begins late must not begin to count then. What they multiply looks random, since constant operands draw less
+# power. The threads of a program leave the loop together, as a product takes all of them: hence the one time that they
+# agree on. The store depends on every product, so that no compiler takes them for useless.
 _ON_DEVICE = '''
 
 import triton as planted_triton  # noqa: E402
@@ -54,13 +58,45 @@ def planted_begin(p_times):  # type: ignore
 
 
 @planted_triton.jit
-def planted_end(p_times):  # type: ignore
-    start = planted_language.load(p_times)
+def planted_deadline(p_times):  # type: ignore
     now = planted_device.globaltimer()
-    end = now + (now - start) * {parts} // {of}
+    spent = now - planted_language.load(p_times)
+    planted_language.store(p_times + 1, now + spent * {parts} // {of})
+
+
+@planted_triton.jit
+def planted_now():  # type: ignore
+    # Threads read the timer one after the other; the latest reading is the same for all of them.
+    read = planted_language.inline_asm_elementwise(
+        asm="mov.u64 $0, %globaltimer;",
+        constraints="=l,r",
+        args=[planted_language.arange(0, 128)],
+        dtype=planted_language.int64,
+        is_pure=False,
+        pack=1,
+    )
+    return planted_language.max(read, axis=0)
+
+
+@planted_triton.jit
+def planted_tile(first):  # type: ignore
+    o_row = planted_language.arange(0, 64)
+    o_element = first + o_row[:, None] * 64 + o_row[None, :]
+    mixed = (o_element * 40503) & 0xFFFF  # 2^16 over the golden ratio: Knuth's multiplicative hash
+    return (mixed.to(planted_language.float32) / 32768 - 1).to(planted_language.float16)
+
+
+@planted_triton.jit
+def planted_end(p_times, p_sums):  # type: ignore
+    end = planted_language.load(p_times + 1)
+    b_a, b_b = planted_tile(0), planted_tile(4096)
+    b_sum = planted_language.zeros([64, 64], dtype=planted_language.float32)
+    now = planted_now()
     while now < end:
-        now = planted_device.globaltimer()
-    planted_language.store(p_times + 1, now)
+        for _ in planted_language.static_range(4):
+            b_sum = planted_language.dot(b_a, b_b, b_sum)
+        now = planted_now()
+    planted_language.store(p_sums + planted_language.program_id(0), planted_language.sum(b_sum))
 
 
 def _planted(of):  # type: ignore
@@ -69,16 +105,24 @@ def _planted(of):  # type: ignore
 
     import torch
 
-    times = {{}}
+    known = {{}}
+
+    def made(device):  # type: ignore
+        # Two programs for each multiprocessor. Made by the first call, which no graph captures.
+        programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count
+        times = torch.zeros(2, dtype=torch.int64, device=f"cuda:{{device}}")
+        return times, torch.zeros(programs, dtype=torch.float32, device=times.device)
 
     @functools.wraps(of)
     def slower(*given, **named):  # type: ignore
         device = torch.cuda.current_device()
-        if device not in times:
-            times[device] = torch.zeros(2, dtype=torch.int64, device=f"cuda:{{device}}")
-        planted_begin[(1,)](times[device], num_warps=1)
+        if device not in known:
+            known[device] = made(device)
+        times, sums = known[device]
+        planted_begin[(1,)](times, num_warps=1)
         result = of(*given, **named)
-        planted_end[(1,)](times[device], num_warps=1)
+        planted_deadline[(1,)](times, num_warps=1)
+        planted_end[(len(sums),)](times, sums, num_warps=4)
         return result
 
     return slower

@@ -150,10 +150,12 @@ class RecordedProcesses:
         return recorded_process(rows, record)
 
 
-def recorded(paths: Sequence[Path], *, sides: Sequence[str]) -> RecordedProcesses:
+def recorded(paths: Sequence[Path], *, sides: Sequence[str], same_code: bool = False) -> RecordedProcesses:
     """The runs in files and folders, by the side that their records name, in the order of their start.
 
-    A run that names no side, as of a sweep, is new.
+    A run that names no side, as of a sweep, is new. same_code: the sides are of one code, so that runs which all name
+    one and the same side, as the pools of `gate.evidence` do, are dealt to them in the order in which a gate measures:
+    AB, BA.
 
     Raises UserError for files that cannot be read, and for one of `sides` without runs.
     """
@@ -170,6 +172,13 @@ def recorded(paths: Sequence[Path], *, sides: Sequence[str]) -> RecordedProcesse
     ordered = {
         side: [table for _, table in sorted(found, key=lambda each: each[0])] for side, found in runs.items()
     }
+    if same_code and len(ordered) == 1:
+        (pool,) = ordered.values()
+        turns = (*sides, *reversed(sides))
+        ordered = {
+            side: [each for place, each in enumerate(pool) if turns[place % len(turns)] == side]
+            for side in sides
+        }
     for side in sides:
         if not ordered.get(side):
             raise UserError(

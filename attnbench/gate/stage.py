@@ -103,7 +103,7 @@ def staged(
     if subject.replay:
         if subject.runs is not None:
             raise UserError("--replay measures nothing, so there are no --runs to keep")
-        yield _replayed(subject, sides=tuple(revisions))
+        yield _replayed(subject, revisions=revisions)
         return
     kind = device_kind(subject.device)
     sweep = _load(subject, kind)
@@ -141,8 +141,9 @@ def staged(
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _replayed(subject: Subject, *, sides: Sequence[str]) -> Stage:
-    source = recorded(subject.replay, sides=sides)
+def _replayed(subject: Subject, *, revisions: Mapping[str, str | None]) -> Stage:
+    working_tree_alone = not any(revisions.values())
+    source = recorded(subject.replay, sides=tuple(revisions), same_code=working_tree_alone)
     (record,) = store.records(source.runs["new"][0]).values()
     environment = record.get("environment") or {}
     kind: Device = "cuda" if environment.get("device_type", subject.device) == "cuda" else "cpu"

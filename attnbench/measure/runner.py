@@ -255,7 +255,12 @@ def launched(make: Callable[[], Call], *, launch: Launch) -> Call:
     graph = torch.cuda.CUDAGraph()
     with _uncollected(), torch.cuda.graph(graph, stream=side):
         call()
-    return graph.replay
+    return partial(_replay, graph, call)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, captured: Call) -> None:
+    """captured: reads and writes memory that has to live as long as the graph, the saved tensors of a backward too."""
+    graph.replay()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
     python -m attnbench.profiling.agreement ci -o results/h200/profilers.md
 
 Each profiler has a process of its own, as two of them cannot share CUPTI. It times every case of a sweep by events
-alone, and once it has done so, every case by events and the profiler at once, on the same calls with a cold cache.
+alone, and once it has done so, every case by events and the profiler at once, on the same calls with a cold cache,
+launched as the sweep does; of a replayed CUDA graph both profilers tell the kernels one by one.
 Proton gives sums over all calls, so means are compared. `attnbench.measure.agreement` compares sample by sample, with
 one profiler.
 """
@@ -24,14 +25,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from attnbench.case import Cache, Case
+from attnbench.case import Cache, Case, Launch
 from attnbench.comparison.formats import markdown_table
 from attnbench.errors import UserError, unknown
 from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.measure.clock import Call, CudaClock
 from attnbench.measure.environment import device_name, pick_device
 from attnbench.measure.inputs import prepare
-from attnbench.measure.runner import first_sentence
+from attnbench.measure.runner import first_sentence, launched
 from attnbench.measure.timeline import recorded
 from attnbench.profiling.process import run
 from attnbench.registry import find, support
@@ -76,19 +77,21 @@ def by_proton(work: Callable[[], object]) -> Totals:
 
 
 def hatchet_totals(tree: Any) -> Totals:
-    """Microseconds by kernel in Proton's tree (Hatchet's literal format): what has a time and nothing below it."""
+    """Microseconds by kernel in Proton's tree (Hatchet's literal format): what has a time, with none below it.
+
+    A scope's time is that of its kernels and no further one. A graph's that has nothing below it is that of all of its
+    kernels, and stands for them.
+    """
     found: Totals = {}
-    todo = list(tree) if isinstance(tree, list) else [tree]
-    while todo:
-        node = todo.pop()
+    for node in tree if isinstance(tree, list) else [tree]:
         if not isinstance(node, Mapping) or "frame" not in node:  # the last entry tells of the devices
             continue
-        children = node.get("children") or []
-        todo += children
-        time_ns = node.get("metrics", {}).get("time (ns)")
-        if time_ns and not children:
-            name = str(node["frame"]["name"])
-            found[name] = found.get(name, 0.0) + float(time_ns) / 1e3
+        below = hatchet_totals(list(node.get("children") or []))
+        own_ns = node.get("metrics", {}).get("time (ns)")
+        if own_ns and not below:
+            below = {str(node["frame"]["name"]): float(own_ns) / 1e3}
+        for name, time_us in below.items():
+            found[name] = found.get(name, 0.0) + time_us
     return found
 
 
@@ -104,17 +107,17 @@ def flush_names(*, record: Record, device: torch.device) -> set[str]:
     return found
 
 
-def alone(case: Case, *, device: torch.device, samples: int) -> dict[str, float]:
+def alone(case: Case, *, device: torch.device, samples: int, launch: Launch) -> dict[str, float]:
     """The mean microseconds of a call by events, in a process where no profiler was yet.
 
     Raises ValueError for what has no provider.
     """
-    with _timed(case, device=device) as (clock, call):
+    with _timed(case, device=device, launch=launch) as (clock, call):
         return {"alone_us": 1e3 * statistics.mean(clock.batch(call, samples))}
 
 
 def under(
-    case: Case, *, record: Record, flush: Container[str], device: torch.device, samples: int
+    case: Case, *, record: Record, flush: Container[str], device: torch.device, samples: int, launch: Launch
 ) -> dict[str, float]:
     """Microseconds of a call by events and by a profiler at once: means.
 
@@ -123,7 +126,7 @@ def under(
     Raises ValueError when the profiler saw no kernel of the call.
     """
     events: list[float] = []
-    with _timed(case, device=device) as (clock, call):
+    with _timed(case, device=device, launch=launch) as (clock, call):
 
         def work() -> None:
             clock.batch(call, _WARM_UP)
@@ -137,20 +140,23 @@ def under(
 
 
 @contextmanager
-def _timed(case: Case, *, device: torch.device) -> Iterator[tuple[CudaClock, Call]]:
+def _timed(case: Case, *, device: torch.device, launch: Launch) -> Iterator[tuple[CudaClock, Call]]:
     """A clock, and a call that is warm."""
     provider = support(case, device=device.type)
     if isinstance(provider, str):
         raise ValueError(provider)
     semantics = SEMANTICS[find(case.mechanism).semantics]
-    call = prepare(case, provider=provider, semantics=semantics, device=device, seed=0).timed(case.workload)
+    calls = prepare(case, provider=provider, semantics=semantics, device=device, seed=0)
+    call = launched(partial(calls.timed, case.workload), launch=launch)
     clock = CudaClock(device=device, cache=Cache.COLD)
     clock.batch(call, _WARM_UP)
     yield clock, call
     clock.close()
 
 
-def table(found: Mapping[str, Mapping[str, Row]], *, cases: Sequence[str], device: str) -> str:
+def table(
+    found: Mapping[str, Mapping[str, Row]], *, cases: Sequence[str], device: str, launch: Launch
+) -> str:
     """Markdown: each case by each profiler, and how many of the long ones agree; found: by profiler, then case."""
     headings = ["case", "events alone, µs"]
     for name in found:
@@ -161,7 +167,7 @@ def table(found: Mapping[str, Mapping[str, Row]], *, cases: Sequence[str], devic
         alone = next((f"{row['alone_us']:.2f}" for row in rows if "alone_us" in row), "")
         cells.append([case, alone, *(cell for row in rows for cell in _cells(row))])
     sentences = [line for name, known in found.items() for line in _sentences(name, known)]
-    title = f"# Profilers against CUDA events on {device}"
+    title = f"# Profilers against CUDA events on {device}, launch {launch}"
     return f"{title}\n\n{chr(10).join(sentences)}\n\n{markdown_table(headings, cells)}\n"
 
 
@@ -193,14 +199,19 @@ def _child(profiler: str, request: Path, answers: Path) -> None:
     # To detach and attach CUPTI again takes seconds, and there are no later launches here that it could slow.
     os.environ["TEARDOWN_CUPTI"] = "0"
     asked = json.loads(request.read_text(encoding="utf-8"))
-    device, record, samples = pick_device("cuda"), PROFILERS[profiler], asked["samples"]
+    device, record = pick_device("cuda"), PROFILERS[profiler]
+    how: dict[str, Any] = {
+        "device": device,
+        "samples": asked["samples"],
+        "launch": Launch(asked["launch"]),
+    }
     cases = [Case(**fields) for fields in asked["cases"]]
-    first = {case: _or_reason(partial(alone, case, device=device, samples=samples)) for case in cases}
+    first = {case: _or_reason(partial(alone, case, **how)) for case in cases}
     flush = flush_names(record=record, device=device)
     with answers.open("w", encoding="utf-8") as file:
         for case, row in first.items():
             if "reason" not in row:
-                seen = partial(under, case, record=record, flush=flush, device=device, samples=samples)
+                seen = partial(under, case, record=record, flush=flush, **how)
                 row = row | _or_reason(seen)
             file.write(json.dumps({"case": case.case_id, **row}) + "\n")
             file.flush()
@@ -215,13 +226,14 @@ def _or_reason(measure: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _by(
-    profiler: str, cases: Sequence[Case], *, samples: int, lock: Descriptors
+    profiler: str, cases: Sequence[Case], *, samples: int, launch: Launch, lock: Descriptors
 ) -> dict[str, dict[str, Any]]:
     """All cases by one profiler, in a process of its own; those that it did not reach say so."""
     with tempfile.TemporaryDirectory(prefix="attnbench-agreement-") as folder:
         request, answers = Path(folder) / "request.json", Path(folder) / "answers.jsonl"
         request.write_text(
-            json.dumps({"cases": [case.as_dict() for case in cases], "samples": samples}), encoding="utf-8"
+            json.dumps({"cases": [c.as_dict() for c in cases], "samples": samples, "launch": launch}),
+            encoding="utf-8",
         )
         words = [sys.executable, "-m", "attnbench.profiling.agreement", "--child", profiler]
         ended = run(
@@ -250,13 +262,14 @@ def main(
         if name not in PROFILERS:
             raise unknown("profiler", name, PROFILERS)
     device = pick_device("cuda")
-    cases = load(sweep, device="cuda").cases()
+    asked = load(sweep, device="cuda")
+    cases, launch = asked.cases(), asked.protocol.launch
     found = {}
     with device_lock(device.type) as lock:
         for name in names:
             print(f"{name}: {len(cases)} cases", file=sys.stderr, flush=True)
-            found[name] = _by(name, cases, samples=samples, lock=lock)
-    text = table(found, cases=[case.case_id for case in cases], device=device_name(device))
+            found[name] = _by(name, cases, samples=samples, launch=launch, lock=lock)
+    text = table(found, cases=[case.case_id for case in cases], device=device_name(device), launch=launch)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.case import Protocol
+from attnbench.case import Launch, Protocol
 from attnbench.errors import UserError
 from attnbench.sweeps.axes import NAME_KEYS, SHAPE_KEYS, Axes, cases_of
 from attnbench.sweeps.files import Where
@@ -103,8 +103,12 @@ def consistent(axes: Axes, *, label: str) -> None:
         raise UserError(f"{label}: a window is given, and none of {', '.join(axes.mechanism)} has one")
 
 
-def feasible(protocol: Protocol, *, label: str) -> None:
-    """Can the sampling rule be met at all?"""
+def feasible(protocol: Protocol, *, device: str, label: str) -> None:
+    """Can the sampling rule be met at all, and calls be launched like that?"""
+    if device == "cpu" and protocol.launch is Launch.GRAPH:
+        raise UserError(
+            f"{label}: launch 'graph' needs a CUDA device; on the CPU it is 'eager', in [cpu.protocol] or by --launch"
+        )
     if not protocol.min_samples_floor <= protocol.min_samples <= protocol.max_samples:
         raise UserError(
             f"{label}: the protocol needs min_samples_floor <= min_samples <= max_samples, got "

@@ -84,5 +84,5 @@ def load(name_or_path: str | Path, *, device: Device, overrides: Overrides | Non
     )
     for axes in (sweep.axes, *sweep.also):
         consistent(axes, label=file.label)
-    feasible(sweep.protocol, label=file.label)
+    feasible(sweep.protocol, device=device, label=file.label)
     return sweep

@@ -72,6 +72,7 @@ class Player:
         scatter: float = 0.002,
         seed: int = 0,
         environment: Mapping[str, Any] = ENVIRONMENT,
+        launch: str = "eager",
         seconds: float | None = 10.0,
     ) -> str:
         """A file of processes, `processes` a side, as `check` keeps them. What is given by number of a case is new's.
@@ -97,7 +98,7 @@ class Player:
                     "run_id": run,
                     "created_at": f"2026-11-22T10:{number:02d}:0{place}+00:00",
                     "environment": dict(environment),
-                    "protocol": {"cache": "cold", "launch": "eager"},
+                    "protocol": {"cache": "cold", "launch": launch},
                     "gate": {"side": side, "number": number, "tree": side},
                     "effort": {"wall_s": seconds, "phases_s": {"start": 2.0}},
                 }

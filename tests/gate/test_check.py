@@ -429,6 +429,40 @@ def test_a_bad_check_is_one_sentence(player: Player, arguments: Sequence[str], w
     assert words in _refused(player.run("check", "tiny.toml", "--replay", new, *given))
 
 
+def test_another_launch_is_another_protocol(player: Player) -> None:
+    """Before anything is measured where a baseline is stored, and between the sides of a replay."""
+    eager, graph = (
+        player.record(f"{launch}-{side}", sides=[side], launch=launch)
+        for launch, side in (("eager", "base"), ("graph", "new"))
+    )
+    stored = player.record("stored", sides=["new"], launch="eager")
+    words = "(launch: eager on the base side, graph on the new side)"
+    assert words in _refused(_held(player, graph, stored))
+    assert words in _refused(_against(player, eager, "--replay", graph))
+    assert _against(player, eager, "--replay", graph, "--allow-different").code == 0
+
+
+def test_a_pool_of_one_code_is_dealt_to_both_sides(player: Player) -> None:
+    """As gate.evidence leaves it: one side, of another name. A shell's pattern gives several words."""
+    pool = player.record("pool", sides=["unchanged"], processes=8)
+    more = player.record("more", sides=["unchanged"], processes=4, seed=1)
+    report = _report(player.run("noise", "tiny.toml", "--json", "--replay", pool, more))
+    assert {each["processes"] for each in report["cases"].values()} == {12}, "what is recorded costs nothing"
+    assert (report["gate_processes"], report["verdicts"]) == (5, {"same": 4})
+    done = player.run("check", "tiny.toml", "--update", "--processes", "12", "--replay", pool, more)
+    assert done.code == 0, done
+    assert "4 cases (4 ok) in 12 processes" in done.err
+    sentence = _refused(_against(player, pool))
+    assert sentence.endswith("expected recorded runs of the base side, and there are 8 of unchanged")
+    other = player.record("other", sides=["planted-0.05"])
+    assert "8 of unchanged and 5 of planted-0.05" in _refused(
+        player.run("noise", "tiny.toml", "--replay", pool, other)
+    )
+    assert "behind it comes 'ci': recorded runs follow --replay" in _refused(
+        player.run("noise", "tiny.toml", "ci")
+    )
+
+
 def test_recordings_that_do_not_fit(player: Player) -> None:
     new = player.record("new", sides=["new"])
     sentence = _refused(_against(player, new))

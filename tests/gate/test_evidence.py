@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+import typer
+from typer.testing import CliRunner
 
 from attnbench import store
 from attnbench.comparison.verdicts import Verdict
+from attnbench.errors import UserError
 from attnbench.gate import drawing, evidence
 from attnbench.gate.planting import SITES
 from attnbench.gate.processes import recorded
@@ -77,6 +81,77 @@ def test_a_planted_commit_in_words(slower: list[int], words: str) -> None:
     ]
     report = {"cases": cases, "exit_code": 1, "seconds": 12.0}
     assert f"slower: {words}." in drawing.branch_markdown(report, planted="a")
+
+
+def _kept(player: Player, name: str, *, folder: Path, unit: str = "card a", factor: float = 1.0) -> None:
+    """A process that was measured on a card, as a run folder with its shards."""
+    number = int(name[-2:])
+    gpu = {"name": "H200", "driver": "1", "uuid": unit}
+    environment = {"device": "H200", "device_type": "cuda", "gpu": gpu, "versions": {}, "variables": {}}
+    file = player.record(
+        name,
+        sides=["new"],
+        processes=1,
+        factors={0: factor},
+        seed=number,
+        environment=environment,
+        launch="graph",
+    )
+    (table,) = recorded([Path(file)], sides=["new"]).runs["new"]
+    run = folder / "processes" / name
+    for row in table.to_pylist():
+        store.write(store.to_table([row], records={}), run / "shards" / f"{row['case_id']}.parquet")
+    (record,) = store.records(table).values()
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def _command(*arguments: str) -> int:
+    """The program on this machine, which need not have a GPU; its exit code."""
+    app = typer.Typer()
+    app.command()(evidence.main)
+    given = ["graphs.toml", "--device", "cuda", "--runs", "runs", "-o", "found", "--share", "5%", "--processes", "4",
+             "--planted", "2", "--a-side", "2", "--gates", "1"]  # fmt: skip
+    done = CliRunner().invoke(app, [*given, *arguments])
+    if isinstance(done.exception, UserError):
+        raise done.exception
+    return done.exit_code
+
+
+def test_what_two_cards_measured_is_drawn_where_there_is_none(
+    player: Player, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sweep = Path("tiny.toml").read_text() + '[protocol]\nlaunch = "graph"\n'
+    Path("graphs.toml").write_text(sweep)
+    runs = Path("runs")
+    for number in range(1, 5):
+        _kept(player, f"unchanged-{number:02d}", folder=runs)
+    with pytest.raises(UserError, match="no CUDA device"):
+        _command("--only", "pools")
+    for number in (1, 2):
+        _kept(player, f"planted-0.05-{number:02d}", folder=runs, factor=1.05)
+    assert _command("--only", "pools") == 3
+    with pytest.raises(UserError, match="no CUDA device"):
+        _command()
+    case = {"case_id": player.cases[0].case_id, "ratio": None, "verdict": "slower"}
+    machine = {"device": "H200", "GPU unit": "another card", "cache": "cold", "launch": "graph"}
+    report = {"cases": [case], "exit_code": 1, "seconds": 100.0, "machine": machine}
+    (runs / "branch.json").write_text(json.dumps(report))
+    assert _command("--only", "branch") == 0
+    text = Path("found/evidence.md").read_text()
+    assert "Cards: the processes are of card a, the check on a branch is of another ." in text
+    assert "4 of unchanged, 2 of planted-0.05" in text
+    (runs / "branch.json").write_text(json.dumps({**report, "machine": {**machine, "device": "A100"}}))
+    with pytest.raises(UserError, match="evidence is of one GPU model"):
+        _command()
+    (runs / "branch.json").write_text(json.dumps({**report, "machine": {**machine, "GPU unit": "card a"}}))
+    assert _command() == 0
+    assert "Cards:" not in Path("found/evidence.md").read_text()
+    Path("graphs.toml").write_text(sweep.replace("graph", "eager"))
+    with pytest.raises(
+        UserError, match=r"unchanged-01 in runs was .* another protocol \(launch graph, not eager\)"
+    ):
+        _command()
 
 
 def _wanted(player: Player) -> evidence.Wanted:

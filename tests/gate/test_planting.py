@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnbench.case import Cache
+from attnbench.case import Cache, Launch
 from attnbench.errors import UserError
 from attnbench.gate.planting import SITES, Site, planted
 from attnbench.measure.clock import CudaClock
+from attnbench.measure.runner import launched
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,21 +32,34 @@ def work(x):
     return x @ x @ x
 '''
 
+# Compiled as for an H200, which needs no GPU; of each kernel the PTX.
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 import planted_module
-for kernel in (planted_module.planted_begin, planted_module.planted_end):
-    source = triton.compiler.ASTSource(fn=kernel, signature={"p_times": "*i64"}, constexprs={})
-    print(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"].count("%globaltimer"))
+for name in ("planted_begin", "planted_deadline", "planted_end"):
+    kernel = getattr(planted_module, name)
+    signature = {"p_times": "*i64", "p_sums": "*fp32"}
+    source = triton.compiler.ASTSource(fn=kernel, signature={k: signature[k] for k in kernel.arg_names}, constexprs={})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    with open(f"{name}.ptx", "w") as file:
+        file.write(compiled.asm["ptx"])
 """
 
 
-def test_the_planted_kernels_compile_and_read_the_timer(tmp_path: Path) -> None:
+def _loops(ptx: str) -> list[str]:
+    """The bodies of all loops: from a label to a jump back to it."""
+    return [
+        match[0]
+        for match in re.finditer(r"^(\$L__BB\w+):(?:.*\n)+?.*\bbra(?:\.uni)?\s+\1;", ptx, re.MULTILINE)
+    ]
+
+
+def test_the_planted_kernels_compile_and_multiply_until_the_timer_says_so(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     text = planted(LAUNCHES, function="work", share=0.05, on_device=True)
     assert text.startswith(LAUNCHES.rstrip("\n"))
-    assert "    end = now + (now - start) * 500 // 10000\n" in text
+    assert "p_times + 1, now + spent * 500 // 10000)\n" in text
     (tmp_path / "planted_module.py").write_text(text)
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -55,12 +70,22 @@ def test_the_planted_kernels_compile_and_read_the_timer(tmp_path: Path) -> None:
         env={**variables, "TRITON_CACHE_DIR": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1", "2"]  # at the start; at the end, and while it waits
+    begin, deadline, end = (
+        (tmp_path / f"planted_{name}.ptx").read_text() for name in ("begin", "deadline", "end")
+    )
+    assert begin.count("%globaltimer") == deadline.count("%globaltimer") == 1
+    assert not _loops(begin + deadline)
+    (work,) = (loop for loop in _loops(end) if "%globaltimer" in loop)
+    assert "wgmma.mma_async" in work
+    # All threads leave together: they compare what they read from shared memory, behind a barrier.
+    assert work.rindex("ld.shared") > work.rindex("bar.sync") > work.index("%globaltimer")
+    assert "st.global" in end[end.index(work) + len(work) :]
 
 
 @pytest.mark.gpu
-def test_a_planted_launch_takes_its_share_longer(tmp_path: Path) -> None:
-    """The device counts in steps of up to a microsecond, and two small kernels run beside: 3 % more at the most."""
+@pytest.mark.parametrize("launch", Launch)
+def test_a_planted_launch_takes_its_share_longer(tmp_path: Path, launch: Launch) -> None:
+    """The device counts in steps of up to a microsecond, and three kernels begin and end beside: 3 % at the most."""
     device = torch.device("cuda", 0)
     x = torch.randn(4096, 4096, device=device, dtype=torch.float16)
     times = {}
@@ -72,7 +97,8 @@ def test_a_planted_launch_takes_its_share_longer(tmp_path: Path) -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        clock, call = CudaClock(device=device, cache=Cache.COLD), functools.partial(module.work, x)
+        clock = CudaClock(device=device, cache=Cache.COLD)
+        call = launched(functools.partial(functools.partial, module.work, x), launch=launch)
         clock.batch(call, 20)
         times[share] = statistics.median(clock.batch(call, 50))
     assert 1.47 <= times[0.5] / times[0.0] <= 1.53

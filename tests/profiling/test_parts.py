@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from attnbench.case import Launch
 from attnbench.errors import UserError
 from attnbench.executors.lock import device_lock
 from attnbench.measure.timeline import Span, by_call
@@ -293,6 +294,13 @@ def test_proton_tells_what_has_a_time_and_nothing_below() -> None:
         node("ROOT", 9000, node("scope", None, node("scan", 4000)), node("fill", 3000), node("scan", 2000))
     ]
     assert agreement.hatchet_totals([*tree, {"CUDA": {"0": {"arch": "90"}}}]) == {"scan": 6.0, "fill": 3.0}
+    replayed = node("<captured_at>", None, node("cuGraphLaunch", 0, node("scan", 5000), node("fill", 1000)))
+    whole = node("cuGraphLaunch", 7000, node("metadata", None))
+    assert agreement.hatchet_totals([node("ROOT", None, replayed, whole)]) == {
+        "scan": 5.0,
+        "fill": 1.0,
+        "cuGraphLaunch": 7.0,
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -302,11 +310,12 @@ def test_profilers_are_compared_on_a_gpu_only() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("launch", Launch)
 @pytest.mark.parametrize("name", agreement.PROFILERS)
-def test_a_profiler_tells_the_time_of_a_long_kernel(name: str) -> None:
+def test_a_profiler_tells_the_time_of_a_long_kernel(name: str, launch: Launch) -> None:
     """In a process of its own, as two profilers in one would quarrel over CUPTI."""
     with device_lock("cuda") as lock:
-        (found,) = agreement._by(name, [CASE], samples=30, lock=lock).values()
+        (found,) = agreement._by(name, [CASE], samples=30, launch=launch, lock=lock).values()
     assert "reason" not in found
     assert found["kernels_us"] == pytest.approx(found["events_us"], rel=0.03)
 
@@ -317,7 +326,8 @@ def test_the_table_of_profilers_tells_who_agrees_and_who_failed() -> None:
         "torch.profiler": {"x": {**rows, "kernels_us": 100.5}, "y": {**rows, "kernels_us": 90.0}},
         "proton": {"x": {**rows, "kernels_us": 100.0}, "y": {"reason": "RuntimeError: no CUPTI"}},
     }
-    text = agreement.table(found, cases=["x", "y"], device="a GPU")
+    text = agreement.table(found, cases=["x", "y"], device="a GPU", launch=Launch.GRAPH)
+    assert text.startswith("# Profilers against CUDA events on a GPU, launch graph\n")
     assert "- torch.profiler: 1 of 2 cases over 50 µs are within 2% of the events" in text
     assert "- proton: 1 of 1 cases" in text
     assert "- proton, y: RuntimeError: no CUPTI" in text
