@@ -55,6 +55,8 @@ class Ticker:
         if self._progress is not None and self._task is not None:
             line = describe(row)
             self._progress.update(self._task, advance=1, left=left)
+            if left and self._count == 1:  # of several workers at once none is the one to name
+                self._progress.update(self._task, description="checking")
         else:
             more = f" ({left})" if left and self._count < self._total else ""
             line = f"[{self._count}/{self._total}] {describe(row)}{more}"

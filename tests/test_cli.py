@@ -868,7 +868,7 @@ def test_verify_without_time_says_how_to_go_on(call: Call, tmp_path: Path) -> No
     options = ("-m", "flash2", "--device", "cpu", "--minutes", "0")
     done = call("verify", *options, "-o", "v", "--json")
     go_on = "what is checked is safe in v; go on with: attnbench verify -m flash2 --device cpu --minutes 0 -o v --json"
-    assert (done.code, done.err) == (3, f"the time was up: nothing was checked; {go_on}\n")
+    assert (done.code, done.err) == (3, f"the time was up: nothing new was checked; {go_on}\n")
     assert json.loads(done.out) == []
     assert "nothing is kept without --out: give a folder by -o" in call("verify", *options).err
     assert list(tmp_path.iterdir()) == []

@@ -130,7 +130,7 @@ def _end(outcome: Outcome, *, total: int, out: Path | None, json_: bool) -> None
 
 def _how_to_go_on(outcome: Outcome, *, total: int, out: Path | None) -> str:
     """One sentence."""
-    known = f"{outcome.left:,} of {total:,} cases are left" if outcome.findings else "nothing was checked"
+    known = f"{outcome.left:,} of {total:,} cases are left" if outcome.findings else "nothing new was checked"
     if out is None:
         how = "nothing is kept without --out: give a folder by -o, and the same command goes on in it"
     else:
