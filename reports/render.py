@@ -1,8 +1,9 @@
-"""Write the report of every recorded run, and pictures of it in light, dark, on a phone and on paper.
+"""Write the report of every recorded sweep, with pictures of it in light, dark, on a phone and on paper.
 
     python reports/render.py [DEVICE]          # results/h200/*.parquet -> reports/h200/*/report.html and report.*.png
 
-The pictures need a Chromium and the extra `browser`; without them only the pages are written.
+The pictures need a Chromium and the extra `browser`; without them only the pages are written. Records of sequence
+parallelism get the figures of `attnbench parallel scaling`; other kinds of records have no report and are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from typing import Any
 
 from PIL import Image
 
+from attnbench.models.records import kind_of, read
+from attnbench.parallel.figures import plot_scaling
+from attnbench.parallel.records import ParallelCase
+from attnbench.parallel.scaling import fit
 from attnbench.report import command
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +37,15 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
 def main() -> None:
     """Render all runs of one device."""
     device = sys.argv[1] if len(sys.argv) > 1 else "h200"
-    pages = [_page(path) for path in sorted((ROOT / "results" / device).glob("*.parquet"))]
+    pages = []
+    for path in sorted((ROOT / "results" / device).glob("*.parquet")):
+        kind = kind_of(path)
+        if kind is None:
+            pages.append(_page(path))
+        elif kind == ParallelCase.KIND:
+            _scaling(path)
+        else:
+            print(f"{path.relative_to(ROOT)}: {kind} records have no report")
     if CHROMIUM is None:
         print("no Chromium: no pictures")
         return
@@ -46,8 +59,18 @@ def main() -> None:
         browser.close()
 
 
+def _scaling(path: Path) -> None:
+    rows = read(path, kind=ParallelCase)
+    for file in plot_scaling(rows, fit(rows), _folder(path)):
+        print(file.relative_to(ROOT))
+
+
+def _folder(path: Path) -> Path:
+    return ROOT / "reports" / path.parent.name / path.stem
+
+
 def _page(path: Path) -> Path:
-    target = ROOT / "reports" / path.parent.name / path.stem / "report.html"
+    target = _folder(path) / "report.html"
     command.save(command.report([path]).html, target)
     print(target.relative_to(ROOT))
     return target

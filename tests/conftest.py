@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.interpreter import remember_builtins
 
 # Read when numpy and torch are imported. Tests run side by side, and their tensors are small: with a thread for every
 # core in every process, most of the time goes to threads that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-import torch
-from hypothesis import settings
-
-# torch remembers at the first use of a device as a context which functions make tensors. Some tests replace those.
-with torch.device("meta"):
-    torch.empty(0)
+# Many containers tell Python to write no bytecode. Then each of the processes that the tests start compiles the package
+# anew, and each run of the tests rewrites all of their assertions, which takes seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No deadline for an example: on a busy machine any of them may be late, and that is no finding. Half as many as usual,
 # as the suite runs before every commit.
 settings.register_profile("attnbench", deadline=None, max_examples=50)
 settings.load_profile("attnbench")
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported. Who only hands tests to others (pytest-xdist) does not wait for torch."""
+    if config.getoption("dist", "no") != "no":
+        return
+    import torch
+
+    # torch remembers at the first use of a device as a context which functions make tensors. Some tests replace those.
+    with torch.device("meta"):
+        torch.empty(0)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
+        remember_builtins()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where nothing else is asked for, a process that has ended its half takes over from the other's."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need a CUDA device; elsewhere they are skipped, visibly."""
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: libraries, and thousands of tests. Who measures memory collects garbage first, for
+    which all of that would be looked through each time, most of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

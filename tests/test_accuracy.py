@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -415,3 +417,20 @@ def test_nan_is_never_right() -> None:
     truth = torch.ones(2, dtype=torch.float64)
     error = relative_error(torch.tensor([1.0, float("nan")]), truth, fallback=truth)
     assert not error <= 1e9
+
+
+def test_what_torch_imports_for_a_first_gradient_is_no_part_of_a_first_call() -> None:
+    script = """
+import sys, torch
+from attnbench.case import Case, Workload
+from attnbench.measure.inputs import build
+from attnbench.semantics import SEMANTICS
+shape = {"batch": 1, "heads": 1, "seq_len": 4, "head_dim": 16, "value_dim": 16}
+case = Case(mechanism="lightning2", workload=Workload.BWD, dtype="fp32", **shape)
+given = build(case, semantics=SEMANTICS["decay-linear"], layout="BHND", device=torch.device("cpu"), seed=0)
+before = set(sys.modules)
+torch.autograd.grad(given.q * given.k, (given.q,), given.do)
+print(len(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

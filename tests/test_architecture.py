@@ -246,6 +246,21 @@ assert not heavy, heavy
     assert "attnbench" in _python(code)
 
 
+def test_who_only_hands_work_to_workers_does_not_wait_for_torch() -> None:
+    code = """
+import sys
+import attnbench.executors.pool, attnbench.sweeping
+sys.argv = ["attnbench", "sweep", "quick", "--device", "cpu", "--dry-run"]
+from attnbench.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert "torch" not in sys.modules
+"""
+    assert _python(code)
+
+
 def test_the_public_names_are_what_all_says() -> None:
     code = """
 import attnbench

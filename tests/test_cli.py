@@ -414,10 +414,12 @@ class Running:
         self._keyboard: int | None = None
         if terminal:
             self._keyboard, stderr = pty.openpty()
-            # A terminal turns Ctrl-C into a signal for the processes that it controls.
+            # A terminal turns Ctrl-C into a signal for the processes that it controls, which a job in the background of
+            # a script, as these tests may be, has ignored.
             code = (
-                "import fcntl, os, sys, termios\n"
+                "import fcntl, os, signal, sys, termios\n"
                 "os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0)\n"
+                "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
                 "os.execv(sys.executable, [sys.executable, '-m', 'attnbench', *sys.argv[1:]])"
             )
             command = [sys.executable, "-c", code, *arguments]

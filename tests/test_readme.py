@@ -12,6 +12,9 @@ from rich.console import Console
 
 from attnbench import load_results, summary
 from attnbench.cli import app
+from attnbench.models.records import kind_of, read
+from attnbench.parallel.findings import efficiencies
+from attnbench.parallel.records import ParallelCase
 from attnbench.registry import find
 from attnbench.sweeps.files import preset_names
 from attnbench.sweeps.layers import Overrides
@@ -19,9 +22,8 @@ from attnbench.sweeps.loader import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Records of whole models, and of sequences over many GPUs, have files of their own kind.
-MODELS = {"train-step", "inference", "losses", "parallel"}
-RECORDED = sorted(path for path in (ROOT / "results").glob("**/*.parquet") if path.stem not in MODELS)
+# Records of whole models, and of sequences over many GPUs, are of a kind of their own.
+RECORDED = sorted(path for path in (ROOT / "results").glob("**/*.parquet") if kind_of(path) is None)
 
 
 def _shown(file: str) -> list[str]:
@@ -79,3 +81,22 @@ def test_the_roofline_shares_that_readme_states() -> None:
     best = frame[frame["mechanism"] == "lightning2"].groupby("workload")["roofline"].max()
     assert f"reaches at most {best['bwd']:.0%}".replace("%", " %") in " ".join(README.split())
     assert f"its forward at most {best['fwd']:.0%}".replace("%", " %") in " ".join(README.split())
+
+
+def test_the_efficiencies_on_two_gpus_that_readme_states() -> None:
+    rows = read(ROOT / "results/h200x2/parallel.parquet", kind=ParallelCase)
+    found = {
+        (r.mechanism, r.workload, r.seq_len): efficiencies(rows).get(r.case_id) for r in rows if r.ranks == 2
+    }
+    lasp, lasp2 = "lightning2-lasp", "lightning2-lasp2"
+    text = " ".join(README.split()).replace(" %", "%")
+    forward, *others = (
+        tuple(f"{found[name, workload, length]:.1%}" for name in (lasp, lasp2))
+        for length, workload in ((2**20, "fwd"), (2**20, "fwd-bwd"), (2**22, "fwd"), (2**22, "fwd-bwd"))
+    )
+    assert forward == (forward[0],) * 2
+    assert f"1M tokens at {forward[0]} of twice one GPU's speed forward" in text
+    for pair in others:
+        assert f" at {' and '.join(pair)}" in text
+    short = [found[name, workload, 2**16] or 0.0 for name in (lasp, lasp2) for workload in ("fwd", "fwd-bwd")]
+    assert f"{min(short) * 100:.0f} to {max(short):.0%} of twice one's speed" in text

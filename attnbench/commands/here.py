@@ -10,11 +10,11 @@ from attnbench.options import DeviceOption, Json, Mechanisms, make_console
 def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOption = "auto") -> None:
     """Mechanisms: what each computes, who provides it here, or why nobody does and how to get it."""
     from attnbench import listing
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.sweeps.files import preset_names
     from attnbench.sweeps.values import parse_mechanisms
 
-    kind = pick_device(device).type
+    kind = device_kind(device)
     asked = parse_mechanisms(mechanism) if mechanism else None
     rows = [row for row in listing.rows(kind) if asked is None or row["mechanism"] in asked]
     if json_:

@@ -92,7 +92,7 @@ def sweep(
 ) -> None:
     """Measure a grid of cases: check each output, then time it, and store every sample."""
     from attnbench.executors import engines
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.sweeps.layers import Overrides
     from attnbench.sweeps.loader import load
 
@@ -120,9 +120,8 @@ def sweep(
         slurm_options=slurm_option or (),
     )
     # Where others measure, the machine that the command is given on need not have a GPU.
-    picked = "cuda" if engine.elsewhere and device == "auto" else device
-    has_cuda = picked == "cuda" if engine.elsewhere else pick_device(picked).type == "cuda"
-    kind: Device = "cuda" if has_cuda else "cpu"
+    there: Device = "cuda" if device in ("auto", "cuda") else "cpu"
+    kind = there if engine.elsewhere else device_kind(device)
     grid = load(preset, device=kind, overrides=overrides)
     if dry_run:
         _print_cases(grid, json_=json_)

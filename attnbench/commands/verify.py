@@ -62,13 +62,13 @@ def verify(
     begun = now_s()
 
     from attnbench.case import DTYPES
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.progress import ticking
     from attnbench.registry import mechanisms
     from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_sizes
     from attnbench.verification import checking, scope
 
-    kind = pick_device(device).type
+    kind = device_kind(device)
     names = parse_mechanisms(mechanism or list(mechanisms()))
     dtypes = parse_names(dtype or scope.DTYPES[kind], kind="dtype", choices=DTYPES)
     lengths = parse_sizes(seq_len or scope.SEQ_LENS[kind], axis="--seq-len")

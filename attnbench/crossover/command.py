@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from attnbench.crossover.finding import Finding
     from attnbench.crossover.measuring import Asked
     from attnbench.sweeping import Outcome
-    from attnbench.sweeps.sweep import Device
 
 _AXIS = "seq_len"
 
@@ -143,9 +142,9 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _asked(a: str, b: str, *, device: str, **given: Any) -> Asked:
     from attnbench.crossover.measuring import asked
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
 
-    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    kind = device_kind(device)
     return asked(a, b, device=kind, **given)
 
 

@@ -40,10 +40,10 @@ from attnbench.gate.processes import FreshProcesses
 from attnbench.gate.telling import Teller, duration
 from attnbench.gate.trees import Tree
 from attnbench.measure.clock import now_s
-from attnbench.measure.environment import pick_device
+from attnbench.measure.gpus import device_kind
 from attnbench.options import DeviceOption, make_console
 from attnbench.sweeps.loader import load
-from attnbench.sweeps.sweep import Device, Sweep
+from attnbench.sweeps.sweep import Sweep
 
 UNCHANGED = "unchanged"
 _BRANCH_REPORT = "branch.json"
@@ -240,7 +240,7 @@ def main(
     Exit code 3 while processes are missing: give the same command again.
     """
     begun = now_s()
-    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    kind = device_kind(device)
     shares = [percentage(text, option="--share") for text in share or ["5%", "2%"]]
     if min(processes / 2, planted) < a_side:
         raise UserError(

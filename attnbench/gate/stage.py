@@ -19,7 +19,7 @@ from attnbench.gate.measuring import Gate
 from attnbench.gate.processes import FreshProcesses, RecordedProcesses, Source, recorded
 from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
-from attnbench.measure.environment import pick_device
+from attnbench.measure.gpus import device_kind
 from attnbench.sweeping import folder_of
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
@@ -105,7 +105,7 @@ def staged(
             raise UserError("--replay measures nothing, so there are no --runs to keep")
         yield _replayed(subject, sides=tuple(revisions))
         return
-    kind: Device = "cuda" if pick_device(subject.device).type == "cuda" else "cpu"
+    kind = device_kind(subject.device)
     sweep = _load(subject, kind)
     cases = _selected(sweep, subject.cases)
     folder = folder_of(f"{name}-{sweep.name}", out=subject.runs, resume=False)

@@ -1,4 +1,7 @@
-"""The one clock: device events on CUDA, the host's monotonic clock on the CPU. Nothing else in the project times."""
+"""The one clock: device events on CUDA, the host's monotonic clock on the CPU. Nothing else in the project times.
+
+torch takes seconds to import, so that nobody waits for it who only keeps deadlines: those who time calls import it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
-import torch
-
 from attnbench.case import Cache
+
+if TYPE_CHECKING:
+    import torch
 
 Call = Callable[[], object]
 
@@ -69,23 +74,26 @@ class CudaClock(_Flushing):
     """
 
     def __init__(self, *, device: torch.device, cache: Cache) -> None:
+        import torch
+
+        self._cuda = torch.cuda
         self._device = device
         flush = None
         if cache is Cache.COLD:
-            l2 = torch.cuda.get_device_properties(device).L2_cache_size
+            l2 = self._cuda.get_device_properties(device).L2_cache_size
             flush = torch.empty(max(2 * l2, _FLUSH_FLOOR_BYTES) // 4, dtype=torch.int32, device=device)
         super().__init__(flush)
 
     def once(self, call: Call) -> float:
-        torch.cuda.synchronize(self._device)
+        self._cuda.synchronize(self._device)
         start = time.perf_counter()
         call()
-        torch.cuda.synchronize(self._device)
+        self._cuda.synchronize(self._device)
         return (time.perf_counter() - start) * 1e3
 
     def batch(self, call: Call, count: int, *, meet: Call | None = None) -> list[float]:
         pairs = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)
+            (self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)) for _ in range(count)
         ]
         for start, end in pairs:
             self.clear()
@@ -94,7 +102,7 @@ class CudaClock(_Flushing):
             start.record()
             call()
             end.record()
-        torch.cuda.synchronize(self._device)
+        self._cuda.synchronize(self._device)
         return [start.elapsed_time(end) for start, end in pairs]
 
 
@@ -102,6 +110,8 @@ class HostClock(_Flushing):
     """The host's monotonic clock around each call; with a cold cache, 64 MiB are written before each sample."""
 
     def __init__(self, *, cache: Cache) -> None:
+        import torch
+
         super().__init__(
             torch.empty(_HOST_FLUSH_BYTES // 4, dtype=torch.int32) if cache is Cache.COLD else None
         )
@@ -131,6 +141,8 @@ def host_times(call: Call, count: int, *, device: torch.device) -> list[float]:
 
     On the CPU that is the whole call; on CUDA what it takes to enqueue it, and to wait where the call itself waits.
     """
+    import torch
+
     samples = []
     for _ in range(count):
         if device.type == "cuda":

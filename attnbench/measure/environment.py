@@ -13,7 +13,7 @@ import psutil
 import pynvml
 import torch
 
-from attnbench.errors import UserError
+from attnbench.measure.gpus import device_kind
 from attnbench.measure.pretending import pretended
 from attnbench.measure.telemetry import max_sm_clock_mhz, nvml_handle
 from attnbench.registry import mechanisms
@@ -27,15 +27,7 @@ def pick_device(wanted: str) -> torch.device:
 
     Raises UserError when a GPU is asked for and torch sees none.
     """
-    if wanted not in ("auto", "cuda", "cpu"):
-        raise UserError(f"unknown device '{wanted}'; choose from: auto, cuda, cpu")
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(
-            "no CUDA device: torch sees no GPU here (torch.cuda.is_available() is False); try --device cpu"
-        )
-    return torch.device("cuda", 0)
+    return torch.device("cuda", 0) if device_kind(wanted) == "cuda" else torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:

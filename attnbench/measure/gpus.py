@@ -1,4 +1,7 @@
-"""The GPUs that this process may see."""
+"""The GPUs that this process may see.
+
+torch takes seconds to import, so that nobody waits for it who does not ask for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import ctypes
 import os
 import uuid
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
+from attnbench.errors import UserError
 from attnbench.measure.pretending import VISIBLE, pretended
 
 _DRIVER = "libcuda.so.1"
@@ -31,6 +34,26 @@ class Gpu:
         return f"GPU {self.name}" if self.name.isdigit() else self.name
 
 
+def device_kind(wanted: str) -> Literal["cuda", "cpu"]:
+    """The kind of a run's device: "auto" is a GPU if torch sees one, else the CPU.
+
+    Raises UserError when a GPU is asked for and torch sees none.
+    """
+    if wanted not in ("auto", "cuda", "cpu"):
+        raise UserError(f"unknown device '{wanted}'; choose from: auto, cuda, cpu")
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "auto":
+        return "cpu"
+    raise UserError(
+        "no CUDA device: torch sees no GPU here (torch.cuda.is_available() is False); try --device cpu"
+    )
+
+
 def visible_gpus(kind: str) -> tuple[Gpu, ...]:
     """The GPUs that this process may see, in its order; of "cpu" the pretended ones.
 
@@ -41,12 +64,18 @@ def visible_gpus(kind: str) -> tuple[Gpu, ...]:
         seen = () if node is None else node.seen()
         return tuple(Gpu(name=str(index), identity=f"{node.node}-{index}") for index in seen if node)
     uuids = _uuids()
-    count = len(uuids) or torch.cuda.device_count()
+    count = len(uuids) or _count()
     given = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     names = given[:count] if given else list(map(str, range(count)))
     return tuple(
         Gpu(name=name, identity=f"GPU-{known}") for name, known in zip(names, uuids or names, strict=True)
     )
+
+
+def _count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _uuids() -> tuple[str, ...]:

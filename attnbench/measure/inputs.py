@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ def build(case: Case, *, semantics: Semantics, layout: Layout, device: torch.dev
     deviation that so many random tokens give (`semantics.state_deviation`), or caches of random normal rows. The
     caches' last row, the new token's, is NaN: a step that does not write it shows.
     """
+    if case.workload.has_backward:
+        _load_autograd()
     slopes = semantics.slopes(case.heads)
     drawing = _Drawing(
         case=case,
@@ -92,6 +95,14 @@ def refill(inputs: Inputs, *, case: Case, semantics: Semantics, seed: int) -> No
             inputs.kept, KEPT[semantics.kept], strict=False
         ):  # nothing is kept but in a decode
             tensor.copy_(drawing.state() if name == "state" else drawing.cache(tensor.shape[-1]))
+
+
+@functools.cache
+def _load_autograd() -> None:
+    """A process's first gradient, of nothing: what torch imports for it, seconds on some machines, is no part of any
+    mechanism's first call."""
+    x = torch.ones(1, requires_grad=True)
+    torch.autograd.grad(2 * x, x, torch.ones(1))
 
 
 def _generator(case: Case, *, device: torch.device, seed: int) -> torch.Generator:

@@ -308,9 +308,9 @@ def _no_blank(request: Any) -> Any:
 
 
 def _kind(device: str) -> str:
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
 
-    return pick_device(device).type
+    return device_kind(device)
 
 
 def seconds(minutes: float | None) -> float | None:

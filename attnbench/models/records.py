@@ -6,9 +6,10 @@ Unknown values are null, never 0 or -1. A field that a status other than `ok` le
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -144,6 +145,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 
 _TYPES: Final[Mapping[str, pa.DataType]] = {
     "str": pa.string(),
@@ -168,6 +170,16 @@ def schema(kind: type[Row]) -> pa.Schema:
 def file_name(kind: type[Row]) -> str:
     """`train-step.parquet`, `inference.parquet`, `losses.parquet`, ..."""
     return f"{kind.KIND}.parquet"
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of records in a Parquet file; None where it holds none of these, as a sweep's does.
+
+    Raises UserError for a file that is missing or damaged.
+    """
+    schema = _opened(pq.read_schema, path, missing=f"there is no file {path}")
+    found = (schema.metadata or {}).get(KIND_KEY)
+    return None if found is None else found.decode()
 
 
 def write(rows: Iterable[R], path: Path, *, kind: type[R], environment: Mapping[str, Any]) -> None:
@@ -206,14 +218,8 @@ def read_environment(path: Path, *, kind: type[Row]) -> dict[str, Any]:
 
 
 def _table(path: Path, *, kind: type[Row]) -> pa.Table:
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except FileNotFoundError as error:
-        raise UserError(f"there are no {kind.KIND} records at {path}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is no readable Parquet file (truncated or of another kind): {error}"
-        ) from error
+    reader = functools.partial(pq.read_table, partitioning=None)
+    table = _opened(reader, path, missing=f"there are no {kind.KIND} records at {path}")
     metadata = table.schema.metadata or {}
     found = metadata.get(KIND_KEY, b"").decode()
     if found != kind.KIND:
@@ -224,6 +230,17 @@ def _table(path: Path, *, kind: type[Row]) -> pa.Table:
             f"{path} has version {version} of model records, and this attnbench reads up to {VERSION}: update attnbench"
         )
     return table
+
+
+def _opened(reader: Callable[[Path], T], path: Path, *, missing: str) -> T:
+    try:
+        return reader(path)
+    except FileNotFoundError as error:
+        raise UserError(missing) from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is no readable Parquet file (truncated or of another kind): {error}"
+        ) from error
 
 
 def _check_finite(row: Mapping[str, Any]) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from attnbench.options import DeviceOption, Exit, Json, make_console
-
-if TYPE_CHECKING:
-    from attnbench.sweeps.sweep import Device
 
 
 def paper(
@@ -52,12 +49,12 @@ def paper(
     if figure.lower() == "list":
         print_list(command.listing(), json_=json_)
         return
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.sweeping import InterruptedSweepError
 
     wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
 
-    kind: Device = "cuda" if pick_device(device).type == "cuda" else "cpu"
+    kind = device_kind(device)
     try:
         done = command.reproduce(
             wanted,

@@ -52,8 +52,11 @@ def deviations(
         for panel in claim.panels:
             there = _published(claim, figure, panel, published)
             editions: list[str | None] = [*_editions(claim, panel, measured)]
-            for edition in editions or [None]:
-                found.append(_deviation(claim, figure, panel, there, edition, measured))
+            judged = [
+                _deviation(claim, figure, panel, there, edition, measured) for edition in editions or [None]
+            ]
+            # A setting that was measured at one place says nothing of a claim that another one answers.
+            found += [each for each in judged if each.verdict is not Verdict.OPEN] or judged[:1]
     return tuple(found)
 
 

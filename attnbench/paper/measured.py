@@ -147,13 +147,18 @@ def _substitutes(figure: Figure, found: Sequence[Curve]) -> list[str]:
 
 # ---------------------------------------------------------------- records of whole models
 
-# What else may differ between rows of one line: named in its edition where it does.
-_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "batch", "launch")
+# What else may differ between rows: each choice of it is a line of its own, and named in its edition. A batch may
+# follow the length, and tells rows apart only where they stand at the same place.
+_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "launch")
+_FOLLOWING = ("batch",)
+_IDENTITY = ("size", "model", "attention", "cache", "phase", "new_tokens", *_SETTINGS)
 _COLUMNS = {"rate": "tokens_per_s", "memory": "peak_bytes", "time": "median_ms", "loss": "loss"}
 
 
 def of_records(figure: Figure, rows: Sequence[Record]) -> Measured:
     """The lines that the records of whole models hold of a figure."""
+    drawn = [row for row in rows if _matches(row, figure.where)]
+    varying = _varying(drawn, x=figure.x)
     lines: list[Line] = []
     for panel in figure.panel:
         for series in figure.series:
@@ -162,13 +167,22 @@ def of_records(figure: Figure, rows: Sequence[Record]) -> Measured:
             wanted = {**figure.where, **panel.where, **series.where}
             if not panel.where and any(other.where for other in figure.panel):
                 continue  # a panel of published points alone
-            lines += _record_lines(figure, panel, series, [row for row in rows if _matches(row, wanted)])
-    drawn = [row for row in rows if _matches(row, figure.where)]
+            here = [row for row in rows if _matches(row, wanted)]
+            lines += _record_lines(figure, panel, series, here, varying=varying)
     return Measured(lines=tuple(lines), details=details(drawn) if lines else ())
 
 
-def _record_lines(figure: Figure, panel: Panel, series: Series, rows: Sequence[Record]) -> list[Line]:
-    varying = [name for name in _SETTINGS if _varies(rows, name, x=figure.x)]
+def _varying(rows: Sequence[Record], *, x: str) -> list[str]:
+    """The settings that tell lines of a figure apart, the same in all of its panels and series."""
+    return [
+        *(name for name in _SETTINGS if len(_values_of(rows, name)) > 1),
+        *(name for name in _FOLLOWING if _varies(rows, name, x=x)),
+    ]
+
+
+def _record_lines(
+    figure: Figure, panel: Panel, series: Series, rows: Sequence[Record], *, varying: Sequence[str]
+) -> list[Line]:
     by_edition: dict[str, dict[float, list[Record]]] = {}
     for row in rows:
         places = by_edition.setdefault(_edition(row, varying), {})
@@ -198,14 +212,18 @@ def _x(row: Record, figure: Figure) -> float:
     return float(value + 1 if figure.x == "step" else value)  # updates, so that the first has a logarithm
 
 
+def _values_of(rows: Iterable[Record], name: str) -> set[Any]:
+    """What is known of a setting."""
+    return {value for row in rows if (value := getattr(row, name, None)) is not None}
+
+
 def _varies(rows: Iterable[Record], name: str, *, x: str) -> bool:
-    """Do two rows at the same place differ in it?"""
-    seen: dict[Any, set[Any]] = {}
+    """Do two rows of one model at the same place differ in it?"""
+    places: dict[Any, list[Record]] = {}
     for row in rows:
-        value = getattr(row, name, None)
-        if value is not None:
-            seen.setdefault((getattr(row, x), row.case_id if x == "step" else None), set()).add(value)
-    return any(len(values) > 1 for values in seen.values())
+        model = row.case_id if x == "step" else tuple(getattr(row, name, None) for name in _IDENTITY)
+        places.setdefault((getattr(row, x), model), []).append(row)
+    return any(len(_values_of(same, name)) > 1 for same in places.values())
 
 
 def _edition(row: Record, varying: Sequence[str]) -> str:

@@ -83,14 +83,14 @@ def run(
     torchrun --nproc-per-node 2 -m attnbench parallel run --seq-len 1M
     """
     from attnbench.errors import UserError
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.models.folder import Folder
     from attnbench.parallel import findings, planning
     from attnbench.parallel.records import ParallelCase
 
     if dtype is not None and len(dtype) > 1:
         raise UserError(f"--dtype: expected one of bf16, fp16, fp32, got {len(dtype)}")
-    kind = pick_device(device).type
+    kind = device_kind(device)
     plan = planning.ParallelPlan(
         ranks=ranks,
         mechanisms=mechanism,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from attnbench.case import Status
@@ -19,8 +21,8 @@ from attnbench.parallel.scaling import PREDICTED_RANKS, Link, Scaling
 from attnbench.plots.axes import log_ticks
 from attnbench.plots.canvas import DPI, EDGE, FAINT, INK, LINE, Canvas, drawing, save
 from attnbench.plots.legend import legend, legend_columns
-from attnbench.plots.looks import in_order, marker_size, style_of
-from attnbench.plots.text import SMALL, TEXT, TITLE, wrap
+from attnbench.plots.looks import Style, in_order, marker_size, style_of
+from attnbench.plots.text import SMALL, TEXT, TITLE, text_width, wrap
 from attnbench.words import three, workload_title
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _LEFT, _BETWEEN, _BELOW = 0.75, 0.95, 0.62
 _RANKS: Final = tuple(2**power for power in range(11))
 _ASIDE: Final = 1.05  # how far marks of one number of ranks lie from each other, as a factor
 _NOTE: Final = 0.05  # the height of a note in that of its panel
+_NOTE_ASIDE: Final = 6.5  # points from the end of a line to its note
 _LINK_DASHES: Final = ("-", (0.0, (3.0, 1.5)))  # NVLink, InfiniBand
 
 Points = Sequence[tuple[float, float]]
@@ -44,7 +47,7 @@ class _Panel:
     title: str
     x_label: str
     y_label: str
-    measured: Sequence[tuple[str, str, Points]]  # mechanism, note at the end of its line, points
+    measured: Sequence[tuple[str, int | None, Points]]  # mechanism, ranks where a line has one number, points
     predicted: Sequence[tuple[str, int, Points]]  # mechanism, number of the link, points
     lengths: bool  # the x axis has lengths, else ranks
 
@@ -109,7 +112,7 @@ def _draw(rows: Sequence[ParallelCase], scaling: Scaling, *, missing: Sequence[P
     entries = [(name, name.replace("@", ", ")) for name in names]
     columns = legend_columns(entries, width=width)
     top = EDGE + 0.22 + len(sub) * LINE + 0.3
-    below = top + 2 * (_PANEL[1] + _BELOW) + 0.12
+    below = top + 2 * (_PANEL[1] + _BELOW) - 0.1
     legend_height = math.ceil(len(entries) / columns) * LINE + 0.1
     height = below + legend_height + len(notes) * LINE + EDGE
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor="white")
@@ -167,7 +170,7 @@ def _over_ranks(
     measured = [
         (
             line_name(key),
-            "",
+            None,
             sorted(
                 (float(row.ranks), shown(row.tokens_per_s, row.ranks))
                 for row in rows
@@ -213,9 +216,9 @@ def _over_lengths(
         y = value(row)
         if y:
             found.setdefault((same_line(row), row.ranks), []).append((float(row.seq_len), y))
-    lines = [(line_name(key), str(ranks), sorted(points)) for (key, ranks), points in found.items()]
+    lines = [(line_name(key), ranks, sorted(points)) for (key, ranks), points in found.items()]
     return _Panel(
-        title=f"{title} (the number at a line: ranks)",
+        title=f"{title} (number: ranks, hollow: one)",
         x_label="tokens of the sequence",
         y_label=y_label,
         measured=lines,
@@ -249,7 +252,7 @@ def _fill(canvas: Canvas, panel: _Panel, *, x: float, top: float) -> None:
             zorder=2,
         )
     drawn = list(dict.fromkeys(name for name, _, points in panel.measured if points))
-    for name, _, points in panel.measured:
+    for name, ranks, points in panel.measured:
         if not points:
             continue
         style = style_of(name)
@@ -263,33 +266,52 @@ def _fill(canvas: Canvas, panel: _Panel, *, x: float, top: float) -> None:
             linestyle=style.dash if panel.lengths else "none",
             linewidth=1.2,
             marker=style.marker,
-            markersize=marker_size(style),
-            markeredgecolor="white",
-            markeredgewidth=0.4,
+            **_mark(style, hollow=ranks == 1),
             zorder=3 if style.dash == "-" else 4,
         )
     _note_ends(axes, panel)
 
 
+def _mark(style: Style, *, hollow: bool) -> dict[str, Any]:
+    """Size and filling of a mark. One rank's is hollow and larger, so that it stands around another at its place."""
+    if not hollow:
+        return {"markersize": marker_size(style), "markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {
+        "markersize": marker_size(style) + 2.6,
+        "markeredgecolor": style.colour,
+        "markeredgewidth": 0.9,
+        "markerfacecolor": "none",
+    }
+
+
 def _note_ends(axes: Axes, panel: _Panel) -> None:
-    """The notes at the ends of lines, moved up from each other; one for lines that end together."""
-    placed: list[tuple[str, float, float]] = []
+    """The ranks at the ends of lines; lines that end together share a note, which names all of theirs."""
     to_axes = axes.transScale + axes.transLimits
-    ends = [(note, *to_axes.transform(points[-1])) for _, note, points in panel.measured if note and points]
-    for note, x, y in sorted(ends, key=lambda end: end[2]):
-        near = [(other, b) for other, a, b in placed if abs(a - x) < _NOTE]
-        if any(other == note and abs(b - y) < _NOTE for other, b in near):
-            continue
-        above = max([y, *(b + _NOTE for _, b in near)])
-        placed.append((note, x, above))
+    ends = [
+        (*to_axes.transform(points[-1]), ranks) for _, ranks, points in panel.measured if ranks and points
+    ]
+    groups: list[list[tuple[float, float, int]]] = []
+    for x, y, ranks in sorted(ends):
+        near = next((g for g in groups if abs(g[-1][0] - x) < _NOTE and y - g[-1][1] < _NOTE), None)
+        if near is None:
+            groups.append([(x, y, ranks)])
+        else:
+            near.append((x, y, ranks))
+    for group in groups:
         axes.annotate(
-            note,
-            (x, above),
+            _note({ranks for *_, ranks in group}),
+            (max(x for x, *_ in group), statistics.fmean((group[0][1], group[-1][1]))),
             xycoords="axes fraction",
-            xytext=(4, -2),
+            xytext=(_NOTE_ASIDE, 0),
             textcoords="offset points",
+            va="center_baseline",
             fontsize=SMALL,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over a line that goes on
         )
+
+
+def _note(ranks: Iterable[int]) -> str:
+    return ", ".join(f"{each:,}" for each in sorted(ranks))
 
 
 def _scales(axes: Axes, panel: _Panel) -> None:
@@ -298,16 +320,17 @@ def _scales(axes: Axes, panel: _Panel) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     xs = sorted({x for x, _ in points}) or [1.0]
-    low, high = min(y for _, y in points) / 1.3, max(y for _, y in points) * 1.3
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    pad = max(1.3, (high / low) ** 0.06)  # a mark is nowhere cut
+    low, high = low / pad, high * pad
     y_ticks = log_ticks(low, high, base=10, most=7)
     x_ticks = (
         log_ticks(xs[0], xs[-1], base=2, most=8)
         if panel.lengths
         else [1.0, *PREDICTED_RANKS, 2.0, 4.0, 16.0, 256.0]
     )
-    axes.set_xlim(
-        xs[0] / 1.2 if panel.lengths else 0.85, xs[-1] * 1.35 if panel.lengths else _RANKS[-1] * 1.2
-    )
+    first, last = (xs[0] / 1.2, xs[-1]) if panel.lengths else (0.85, _RANKS[-1] * 1.2)
+    axes.set_xlim(first, last * (last / first) ** _room(panel))
     axes.set_ylim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(x_ticks))
     axes.xaxis.set_major_formatter(
@@ -322,6 +345,15 @@ def _scales(axes: Axes, panel: _Panel) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _room(panel: _Panel) -> float:
+    """How far beyond its last point an axis goes, for the longest note there may be: in what the points take."""
+    ranks = {ranks for _, ranks, points in panel.measured if ranks and points}
+    if not ranks:
+        return 0.0
+    room = text_width(_note(ranks), size=SMALL) + _NOTE_ASIDE / 72 + 0.05
+    return room / (_PANEL[0] - room)
 
 
 def _amount(value: float) -> str:

@@ -4,24 +4,23 @@ The time of a call on W ranks is what one rank computes, plus of the transfers w
 
     T = compute(n, N) + sum over forward and backward of max(0, transfers - hidden share * compute)
 
-compute is a line in the tokens n of a rank (ring attention: also in n times N and in W), fitted to compute_ms; a step
-of a transfer takes latency + bytes / bandwidth, fitted to communication_ms. The whole, median_ms, takes no part in
-the fit, so that comparing with it is a check.
+compute is max(floor, slope n) in the tokens n of a rank, on one rank and on several with constants of their own (ring
+attention: a sum of terms in n times N, n and W), fitted to compute_ms; a step of a transfer takes latency + bytes /
+bandwidth, fitted to communication_ms. The whole of several ranks, median_ms, takes no part in the fit, so that
+comparing with it is a check.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
-
-import numpy as np
-from scipy.optimize import nnls
 
 from attnbench.case import Status, Workload
 from attnbench.curves import length_label
 from attnbench.errors import UserError
+from attnbench.parallel.computing import Compute, LinearCompute, fit_compute, relative_fit, tokens_per_rank
 from attnbench.parallel.findings import Key, same_line
 from attnbench.parallel.lightning import HEAD_SHARE
 from attnbench.parallel.mechanisms import MECHANISMS, Problem, Traffic
@@ -67,23 +66,6 @@ class Link:
 # Rates of data sheets, per GPU and direction: NVLink 4 of H100 and H200 (900 GB/s both ways), and one NDR port.
 _NVLINK_BYTES_PER_S: Final = 450e9
 _INFINIBAND_BYTES_PER_S: Final = 50e9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """Milliseconds on one rank: fixed + per_step W + per_token n + per_token_parallel n [W > 1] + per_pair n N."""
-
-    fixed: float
-    per_step: float
-    per_token: float
-    per_token_parallel: float
-    per_pair: float
-
-    def ms(self, *, ranks: int, seq_len: int) -> float:
-        """On the rank that holds most."""
-        tokens = -(-seq_len // ranks)
-        slope = self.per_token + (self.per_token_parallel if ranks > 1 else 0.0) + self.per_pair * seq_len
-        return self.fixed + self.per_step * ranks + slope * tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +150,13 @@ class Scaling:
         """Sentences on all lines."""
         return self.assumptions_of(self.lines)
 
-    def assumptions_of(self, keys: Iterable[Key]) -> list[str]:
+    def assumptions_of(self, keys: Container[Key]) -> list[str]:
         """Sentences for a figure of some lines."""
+        lines = [line for key, line in self.lines.items() if key in keys]
         return [
-            "Assumptions: computing is linear in the tokens of a rank, of ring attention in tokens times sequence "
-            "and in steps too, also where ranks hold fewer tokens than was measured.",
+            "Assumptions: computing is a slope times the tokens of a rank, or a floor where launching takes longer, "
+            f"fitted apart for one rank and for several{_floors(lines)}; of ring attention a sum of terms in "
+            "tokens times sequence, tokens and steps. The same holds beyond what was measured.",
             *(
                 f"{link.name}: a step takes {time_text(link.latency_s * 1e3)} and its bytes at "
                 f"{link.bytes_per_s / 1e9:.3g} GB/s ({link.source})."
@@ -185,12 +169,12 @@ class Scaling:
             f"1/{HEAD_SHARE} of its forward and 1/3 of its backward; behind all blocks of ring attention but one.",
             f"A forward is taken as {_FORWARD_SHARE:.0%} of forward and backward; transfers do not slow computing "
             "down.",
-            self._check(keys),
+            self._check(lines),
         ]
 
-    def _check(self, keys: Iterable[Key]) -> str:
+    def _check(self, lines: Iterable[Line]) -> str:
         """How the model does over the link that was measured."""
-        checks = [check for key in keys if key in self.lines for check in self.lines[key].checks]
+        checks = [check for line in lines for check in line.checks]
         if not checks or self.measured is None:
             return (
                 "Not checked: no case ran on several ranks with its parts measured; lines are one rank's computing and "
@@ -205,25 +189,35 @@ class Scaling:
         )
 
 
+def _floors(lines: Iterable[Line]) -> str:
+    """What short calls take on several ranks, in brackets; nothing where no line has such a floor."""
+    found = [
+        f"{line.mechanism} {line.key[1]} {time_text(line.compute.parallel.floor)}"
+        for line in lines
+        if isinstance(line.compute, LinearCompute) and line.compute.parallel.floor
+    ]
+    return f" (floors of several: {', '.join(found)})" if found else ""
+
+
 def fit(rows: Sequence[ParallelCase]) -> Scaling:
     """Models from records.
 
     Raises UserError when no mechanism was measured at two lengths or more.
     """
-    known = [row for row in rows if row.status == Status.OK and row.compute_ms and row.median_ms]
+    known = [row for row in rows if row.status == Status.OK and row.median_ms]
     groups: dict[Key, list[ParallelCase]] = {}
     for row in known:
         groups.setdefault(same_line(row), []).append(row)
-    groups = {key: group for key, group in groups.items() if len({_tokens(row) for row in group}) > 1}
+    groups = {key: group for key, group in groups.items() if _lengths(group) > 1}
     if not groups:
         raise UserError(
             "expected records of a mechanism at two lengths or more, so that its time can be told from its tokens; got "
-            f"{len(known)} that were measured: attnbench parallel run --seq-len 64k,256k"
+            f"{sum(1 for row in known if row.compute_ms)} that were measured: attnbench parallel run --seq-len 64k,256k"
         )
     measured = _fit_link(known)
     lines = {}
     for key, group in groups.items():
-        line = Line(key=key, compute=_fit_compute(group))
+        line = Line(key=key, compute=fit_compute(group))
         checks = () if measured is None else tuple(_checks(line, group, measured))
         lines[key] = replace(line, checks=checks)
     return Scaling(lines=lines, measured=measured, links=_links(known, measured))
@@ -239,26 +233,9 @@ def _checks(line: Line, group: Sequence[ParallelCase], link: Link) -> Iterable[C
             yield Check(error=predicted / row.median_ms - 1, case=case)
 
 
-def _tokens(row: ParallelCase) -> int:
-    return -(-row.seq_len // row.ranks)
-
-
-def _fit_compute(group: Sequence[ParallelCase]) -> Compute:
-    softmax = group[0].decay is None
-    columns = []
-    for row in group:
-        tokens = float(_tokens(row))
-        first = float(row.ranks) if softmax else 1.0  # each block of ring attention is launched by itself
-        parallel = 0.0 if softmax or row.ranks == 1 else tokens
-        columns.append([first, tokens, parallel, tokens * row.seq_len if softmax else 0.0])
-    fixed, per_token, parallel, pair = _relative_fit(columns, [row.compute_ms or 0.0 for row in group])
-    return Compute(
-        fixed=0.0 if softmax else fixed,
-        per_step=fixed if softmax else 0.0,
-        per_token=per_token,
-        per_token_parallel=parallel,
-        per_pair=pair,
-    )
+def _lengths(group: Sequence[ParallelCase]) -> int:
+    """How many numbers of tokens a rank there are with computing measured apart."""
+    return len({tokens_per_rank(ranks=row.ranks, seq_len=row.seq_len) for row in group if row.compute_ms})
 
 
 def _fit_link(rows: Sequence[ParallelCase]) -> Link | None:
@@ -281,7 +258,7 @@ def _fit_link(rows: Sequence[ParallelCase]) -> Link | None:
             times.append(max(seconds - inside, seconds / 10))  # what is assumed may be more than there was
     if not columns:
         return None
-    latency, per_byte = _relative_fit(columns, times)
+    latency, per_byte = relative_fit(columns, times)
     backend = next(row.backend for row in rows if row.ranks > 1)
     rate, source = (1 / per_byte, "measured") if per_byte > 0 else (_NVLINK_BYTES_PER_S, "latency measured")
     return Link(name=f"{backend} as measured", latency_s=latency, bytes_per_s=rate, source=source)
@@ -313,12 +290,3 @@ def _links(rows: Sequence[ParallelCase], measured: Link | None) -> tuple[Link, .
         source=f"one 400 Gb/s port a GPU by its data sheet, latency {origin} and 2 µs for the fabric",
     )
     return (nvlink, infiniband)
-
-
-def _relative_fit(columns: Sequence[Sequence[float]], values: Sequence[float]) -> tuple[float, ...]:
-    """Coefficients >= 0 by which sum c_i x_i / y is closest to 1; columns are scaled: units do not matter."""
-    x, y = np.asarray(columns, dtype=float), np.asarray(values, dtype=float)
-    weighted = x / y[:, None]
-    scale = np.where(weighted.any(axis=0), np.abs(weighted).max(axis=0), 1.0)
-    found, _ = nnls(weighted / scale, np.ones(len(y)))
-    return tuple(float(value) for value in found / scale)

@@ -49,6 +49,9 @@ class Wire(Protocol):
     def rotate(self, own: Tensor, *, shape: Sequence[int]) -> Arrival:
         """What the rank before sent, of that shape; `own` goes to the rank behind. Ranks stand in a ring."""
 
+    def finish(self) -> None:
+        """Wait until all that this rank sent is gone: on CUDA the current stream does, else the caller."""
+
 
 class GroupWire:
     """torch.distributed's default group: NCCL or gloo."""
@@ -130,6 +133,12 @@ class GroupWire:
             self._unsent[0].wait()
             self._unsent = None
 
+    def finish(self) -> None:
+        if self._side is None:
+            self._finish_sending()
+        else:  # which waits for every send
+            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+
     def rotate(self, own: Tensor, *, shape: Sequence[int]) -> Arrival:
         incoming = own.new_empty(tuple(shape))
         own = own.contiguous()
@@ -169,6 +178,9 @@ class CutWire:
 
     def rotate(self, own: Tensor, *, shape: Sequence[int]) -> Arrival:
         return lambda: self._like(own, shape)
+
+    def finish(self) -> None:
+        """Nothing was sent."""
 
     def _like(self, own: Tensor, shape: Sequence[int]) -> Tensor:
         wanted = tuple(shape)
@@ -211,12 +223,16 @@ class BlockingWire:
     def rotate(self, own: Tensor, *, shape: Sequence[int]) -> Arrival:
         return self._over(lambda: self._wire.rotate(own, shape=shape))
 
+    def finish(self) -> None:
+        """Nothing is on its way: each transfer was waited for."""
+
     def _over(self, begin: Callable[[], Arrival]) -> Arrival:
         if self._device.type == "cuda":
             torch.cuda._sleep(_PAUSE_CYCLES)
         self._meet()
         self.spans.begin()
         arrived = begin()()
+        self._wire.finish()  # a rank that only sends would compute on, and its send wait for what that occupies
         self.spans.end()
         return lambda: arrived
 

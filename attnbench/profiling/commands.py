@@ -81,7 +81,7 @@ def profile(
     process. The folder holds profile.json, a page profile.md, and trace.json.gz for Perfetto (ui.perfetto.dev). Exit
     code 3 if a case could not be profiled.
     """
-    from attnbench.measure.environment import pick_device
+    from attnbench.measure.gpus import device_kind
     from attnbench.profiling import command
     from attnbench.sweeping import folder_of
 
@@ -99,7 +99,7 @@ def profile(
         raise UserError("name a mechanism to profile, for example: attnbench profile lightning2 --seq-len 8k")
     folder, found = folder_of("profile", out=out, resume=False), []
     if live:
-        kind = pick_device(device).type
+        kind = device_kind(device)
         request = command.Request(
             cases=command.cases_of(
                 live,

@@ -68,6 +68,17 @@ def test_records_of_another_kind_are_refused(tmp_path: Path) -> None:
         records.read(tmp_path / "x.parquet", kind=Loss)
 
 
+def test_a_file_tells_its_kind_and_another_one_that_it_has_none(tmp_path: Path) -> None:
+    records.write([STEP], tmp_path / "x.parquet", kind=TrainStep, environment={})
+    assert records.kind_of(tmp_path / "x.parquet") == "train-step"
+    pq.write_table(
+        pq.read_table(tmp_path / "x.parquet").replace_schema_metadata(None), tmp_path / "y.parquet"
+    )
+    assert records.kind_of(tmp_path / "y.parquet") is None
+    with pytest.raises(UserError, match="there is no file"):
+        records.kind_of(tmp_path / "z.parquet")
+
+
 @pytest.mark.parametrize("content", [None, b"no parquet"], ids=["missing", "damaged"])
 def test_a_file_that_is_not_there_or_damaged_is_one_sentence(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "train-step.parquet"

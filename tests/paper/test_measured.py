@@ -138,6 +138,25 @@ def test_settings_that_differ_at_one_length_part_the_lines() -> None:
     assert devices(measured.lines) == H200
 
 
+def test_a_length_reached_by_other_settings_alone_is_no_part_of_the_line_and_of_its_claims() -> None:
+    rows = [
+        _step("lightning2", 1024, 1000.0),
+        _step("lightning2", 65536, 990.0),
+        _step("flash2", 1024, 900.0),
+        _step("flash2", 65536, 100.0),
+        _step("lightning2", 262_144, 700.0, checkpointing="full"),
+    ]
+    measured = of_records(find("table1"), rows)
+    assert len(_one(measured, "1B", "TNL-LA2", f"{H200}, checkpointing none")) == 2
+    judged = deviations(find("table1"), published=[], measured=measured.lines)
+    flat = [each for each in judged if each.panel == "1B" and "same speed" in each.claim]
+    assert [(each.verdict, each.device) for each in flat] == [(Verdict.HOLDS, f"{H200}, checkpointing none")]
+    ahead = [
+        each for each in judged if each.panel == "1B" and "LLaMA with FlashAttention-2 at every" in each.claim
+    ]
+    assert [each.verdict for each in ahead] == [Verdict.HOLDS]
+
+
 def _generation(model: str, cache: str, rate: float, **more: Any) -> Inference:
     values: dict[str, Any] = {
         "case_id": f"{model}.{cache}", "model": model, "size": "0.4B", "attention": "x", "cache": cache,

@@ -1,11 +1,13 @@
-"""What each rank of `test_equality.py` runs: every case on every number of ranks against the fp64 oracle."""
+"""What the ranks of `test_equality.py` run: all cases on any number of ranks against the fp64 oracle, and a wait."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
 import json
+import multiprocessing
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from attnbench.measure.spans import Spans
 from attnbench.parallel.mechanisms import MECHANISMS, build
-from attnbench.parallel.wire import GroupWire
+from attnbench.parallel.wire import Arrival, BlockingWire, GroupWire
 from attnbench.semantics import SEMANTICS
 
 HEADS, DIM = 3, 16
@@ -22,6 +25,7 @@ HEADS, DIM = 3, 16
 SLOPES = {"mixed": [0.9, 0.05, 0.0], "short": [2.0, 1.5, 3.0], "none": None}
 LENGTHS = {"ragged": 101, "few": 9}  # tokens; no number of ranks but one divides them all
 RANKS = (1, 2, 3, 4)
+WAITING = 2  # ranks of the test of a transfer alone
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
@@ -66,9 +70,58 @@ def errors(name: tuple[str, str, str, str], wire: GroupWire) -> dict[str, Any]:
     }
 
 
+class LateWire(GroupWire):
+    """Whose last rank is late to ask for what it gets, and leaves a file when it does."""
+
+    def __init__(self, device: torch.device, *, sign: Path) -> None:
+        super().__init__(device)
+        self.sign = sign
+
+    def chain(self, own: torch.Tensor, *, factor: torch.Tensor, reverse: bool) -> Arrival | None:
+        if self.rank == self.ranks - 1:
+            time.sleep(0.2)
+            self.sign.touch()
+        return super().chain(own, factor=factor, reverse=reverse)
+
+
+class WatchedSpans(Spans):
+    """Whether the sign was there at the end of the last span."""
+
+    there: bool | None = None
+
+    def __init__(self, sign: Path) -> None:
+        super().__init__(torch.device("cpu"))
+        self.sign = sign
+
+    def end(self) -> None:
+        super().end()
+        self.there = self.sign.exists()
+
+
+def waits_for_its_receiver(folder: Path) -> bool | None:
+    """Does a transfer that is timed alone last, on the rank that only sends, until it is received?"""
+    wire = LateWire(torch.device("cpu"), sign=folder / "received")
+    blocking = BlockingWire(wire, device=torch.device("cpu"))
+    blocking.spans = spans = WatchedSpans(wire.sign)
+    blocking.chain(torch.randn(1, HEADS, DIM, DIM), factor=torch.ones(1, 1, 1), reverse=False)
+    wire.finish()  # whatever was seen
+    return spans.there
+
+
 def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    """All ranks, as forks of one process: importing torch in each of four is what would cost."""
+    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_rank, args=(rank, folder), daemon=True) for rank in range(max(RANKS))]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))
+
+
+def _rank(rank: int, folder: Path) -> None:
     for ranks in RANKS:
         if rank < ranks:
             _run(rank, ranks, folder)
@@ -86,6 +139,8 @@ def _run(rank: int, ranks: int, folder: Path) -> None:
     wire = GroupWire(torch.device("cpu"))
     found = [errors(name, wire) for name in names()]
     (folder / f"{ranks}-{rank}.json").write_text(json.dumps(found))
+    if ranks == WAITING:
+        (folder / f"waits-{rank}.json").write_text(json.dumps(waits_for_its_receiver(folder)))
     dist.destroy_process_group()
 
 
