@@ -34,7 +34,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (sweep, "sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run"),
     (plot, "plot runs/quick-20260101-120000 -o figures"),
     (roofline, "roofline runs/kernels-20260101-120000 -o figures"),
-    (verify, "verify -m lightning2 --dtype bf16 --seq-len 1,63,64,1000"),
+    (verify, "verify --minutes 8 -o runs/verify"),
     (tune, "tune lightning2 --head-dim 64,128 --time-budget 120 -o table.toml"),
     (compare, "compare before.parquet after.parquet --threshold 5% --explain"),
     (paper, "paper fig3 --run results/h200/paper-fig3.parquet -o figures"),

@@ -11,13 +11,9 @@ from typing import Any
 from attnbench import store
 from attnbench.case import Status
 from attnbench.errors import UserError
-from attnbench.places import by_place, environment_at
+from attnbench.places import by_place, environment_at, shared
 
 Row = Mapping[str, Any]
-
-# Of an environment, what is one machine's or one sitting's and bears on no time.
-_OWN = ("node", "gpu_index", "memory_bytes", "system")
-_OWN_OF_GPU = ("uuid", "clocks_locked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +94,9 @@ def _key(row: Row, record: Mapping[str, Any] | None, *, every_process: bool) -> 
     if record is not None:
         environment = environment_at(record, node=row["node"], gpu_index=row["gpu_index"])
     if not environment or every_process:
-        return (row["case_id"], row["device"], row["run_id"], _text(_shared(environment or {})))
+        return (row["case_id"], row["device"], row["run_id"], _text(shared(environment or {})))
     protocol = record.get("protocol") if record else None
-    return (row["case_id"], row["device"], _text(_shared(environment)), _text(protocol))
-
-
-def _shared(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What an environment has in common with those of other machines of its kind."""
-    gpu = environment.get("gpu") or {}
-    return {
-        **{name: value for name, value in environment.items() if name not in _OWN},
-        "gpu": {name: value for name, value in gpu.items() if name not in _OWN_OF_GPU},
-        "variables": {
-            name: value
-            for name, value in (environment.get("variables") or {}).items()
-            if not name.startswith("CUDA_VISIBLE")
-        },
-    }
+    return (row["case_id"], row["device"], _text(shared(environment)), _text(protocol))
 
 
 def _text(value: Any) -> str:

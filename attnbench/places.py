@@ -11,6 +11,10 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+# Of an environment, what is one machine's or one sitting's and bears on no row.
+_OWN = ("node", "gpu_index", "memory_bytes", "system")
+_OWN_OF_GPU = ("uuid", "clocks_locked")
+
 
 def place_name(node: str | None, gpu_index: int | None) -> str:
     """`node-a/0`, or `node-a` of a processor; `?` for what nobody told."""
@@ -56,3 +60,17 @@ def ceilings_by_device(record: Record) -> Iterator[tuple[str | None, Record]]:
     for found in by_place(record).values():
         if found["ceilings"]:
             yield found["environment"].get("device"), found["ceilings"]
+
+
+def shared(environment: Record) -> dict[str, Any]:
+    """What an environment has in common with those of other machines of its kind."""
+    gpu = environment.get("gpu") or {}
+    return {
+        **{name: value for name, value in environment.items() if name not in _OWN},
+        "gpu": {name: value for name, value in gpu.items() if name not in _OWN_OF_GPU},
+        "variables": {
+            name: value
+            for name, value in (environment.get("variables") or {}).items()
+            if not name.startswith("CUDA_VISIBLE")
+        },
+    }

@@ -28,7 +28,9 @@ class Ticker:
         self._progress = progress
         self._total = total
         self._count = 0
-        self._task = None if progress is None else progress.add_task("starting a worker", total=total)
+        self._task = (
+            None if progress is None else progress.add_task("starting a worker", total=total, left="")
+        )
 
     def expect(self, left: int) -> None:
         """So many cases are left, from now on."""
@@ -40,12 +42,25 @@ class Ticker:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=case.case_id)
 
-    def finished(self, row: Row) -> None:
+    def earlier(self, count: int) -> None:
+        """So many of the cases were done before, and only the others will be told of."""
+        done = f"{count:,} of {self._total:,}" if count else f"none of {self._total:,}"
+        said = f"{done} cases were done before with this device, these libraries and sources"
+        self._console.print(said, markup=False, highlight=False, soft_wrap=True)
+        self.expect(self._total - count)
+
+    def finished(self, row: Row, *, left: str = "") -> None:
+        """left: in words, where `ticking` was told that they would come."""
         self._count += 1
-        count = "" if self._progress is not None else f"[{self._count}/{self._total}] "
-        self._console.print(count + describe(row), markup=False, highlight=False, soft_wrap=True)
         if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
+            line = describe(row)
+            self._progress.update(self._task, advance=1, left=left)
+            if left and self._count == 1:  # of several workers at once none is the one to name
+                self._progress.update(self._task, description="checking")
+        else:
+            more = f" ({left})" if left and self._count < self._total else ""
+            line = f"[{self._count}/{self._total}] {describe(row)}{more}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def waiting(self, names: Sequence[str]) -> None:
         """Nothing is left to begin; these are still under way."""
@@ -57,18 +72,21 @@ class Ticker:
 
 
 @contextmanager
-def ticking(console: Console, *, total: int) -> Iterator[Ticker]:
-    """A bar with the time left on a terminal; plain numbered lines elsewhere."""
+def ticking(console: Console, *, total: int, told: bool = False) -> Iterator[Ticker]:
+    """A bar with the time left on a terminal; plain numbered lines elsewhere.
+
+    told: what is left is told with each finished case, as the cases before it say little of those to come.
+    """
     if not console.is_terminal:
         yield Ticker(console=console, progress=None, total=total)
         return
+    left = [TextColumn("{task.fields[left]}")] if told else [TextColumn("left"), TimeRemainingColumn()]
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *left,
         console=console,
         transient=True,
     ) as progress:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import attnbench
+from attnbench.verification.kept import BEARING
 from attnbench.version import __version__
 
 PACKAGE = Path(attnbench.__file__).parent
@@ -129,6 +130,16 @@ def test_imports_point_one_way(file: Path) -> None:
     assert known <= TUNES.get(_unit(file), set()), "only the registry knows implementations, and by name"
     upward = {unit for unit in _units_imported(file) - known if _rank(unit) > own}
     assert not upward
+
+
+def test_what_bears_on_a_row_of_verify_is_all_that_a_worker_imports() -> None:
+    """Whose sources change, by that list, is checked anew."""
+    of_workers = [file for file in FILES if _name(file) != "measure/agreement.py"]  # a program of its own
+    needed = {"measure", "catalogue", *IMPLEMENTATIONS}
+    while more := {u for f in of_workers if _unit(f) in needed for u in _units_imported(f)} - needed:
+        needed |= more
+    assert needed == {name.removesuffix(".py") for name in BEARING}
+    assert all((PACKAGE / name).exists() for name in BEARING)
 
 
 def test_units_of_one_layer_do_not_import_each_other_in_a_circle() -> None:

@@ -30,7 +30,7 @@ import pytest
 import torch
 
 import attnbench
-from attnbench import cli, store
+from attnbench import cli, mechanism_files, store
 from attnbench.case import Case, Measurement, Status, Workload
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
 from attnbench.registry import mechanisms
@@ -864,6 +864,75 @@ def test_verify_with_nothing_to_judge(call: Call) -> None:
     (finding,) = json.loads(done.out)
     assert (finding["status"], finding["shapes"], finding["unsupported"]) == ("unsupported", 0, 1)
     assert finding["why_unsupported"] == "no provider for cpu; it runs on cuda"
+
+
+def test_verify_without_time_says_how_to_go_on(call: Call, tmp_path: Path) -> None:
+    options = ("-m", "flash2", "--device", "cpu", "--minutes", "0")
+    done = call("verify", *options, "-o", "v", "--json")
+    go_on = "what is checked is safe in v; go on with: attnbench verify -m flash2 --device cpu --minutes 0 -o v --json"
+    assert (done.code, done.err) == (3, f"the time was up: nothing new was checked; {go_on}\n")
+    assert json.loads(done.out) == []
+    assert "nothing is kept without --out: give a folder by -o" in call("verify", *options).err
+    assert list(tmp_path.iterdir()) == []
+
+
+PATIENT = """
+import pathlib, time
+def patient(q, k, v, *, scale, **given):
+    while q.shape[2] > 1 and not pathlib.Path("go").exists():
+        time.sleep(0.02)
+    return (scale * q @ k.mT + q.new_full((q.shape[2],) * 2, -float("inf")).triu(1)).softmax(-1) @ v
+"""
+
+
+@pytest.mark.usefixtures("_no_mechanism_files")
+def test_verify_goes_on_after_it_was_stopped(call: Call, tmp_path: Path) -> None:
+    """One sentence says how, the same command does it, and its JSON says it all."""
+    (tmp_path / "mine.py").write_text(PATIENT)
+    axes = ("-m", "mine.py:patient:softmax", "--seq-len", "1,2,3", "--head-dim", "16")
+    command = ("verify", *axes, "--device", "cpu", "-o", "v", "--json")
+    stopping = threading.Thread(target=_terminate_when, args=(tmp_path / "v" / "verify.jsonl", '"row"'))
+    stopping.start()
+    stopped = call(*command)
+    stopping.join()
+    assert (stopped.code, stopped.out) == (130, "")
+    first, last = stopped.err.splitlines()
+    assert first.startswith("[1/3] patient.fwd-bwd.B2-H3-N1-D16.fp32: right")
+    assert first.endswith(" (1 of 1 group left)")
+    go_on = f"what is checked is safe in v; go on with: attnbench {shlex.join(command)}"
+    assert last == f"stopped: 2 of 3 cases are left; {go_on}"
+
+    (tmp_path / "go").touch()
+    done = call(*command)
+    assert done.code == 0, done.err
+    known, *lines = done.err.splitlines()
+    assert known == "1 of 3 cases were done before with this device, these libraries and sources"
+    assert [line.split(":")[0] for line in lines] == [
+        f"[{n}/2] patient.fwd-bwd.B2-H3-N{n + 1}-D16.fp32" for n in (1, 2)
+    ]
+    (found,) = json.loads(done.out)
+    assert (found["shapes"], found["left"], found["status"]) == (3, 0, "ok")
+    assert json.loads((tmp_path / "v" / "verify.json").read_text()) == [found]
+
+
+def _terminate_when(file: Path, text: str) -> None:
+    """As from outside, once the file has the text."""
+    deadline = time.monotonic() + LIMIT_S
+    while not (file.exists() and text in file.read_text()):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def _no_mechanism_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files that a test names are forgotten after it."""
+    monkeypatch.setenv(mechanism_files.VARIABLE, "")
+    mechanisms.cache_clear()
+    yield
+    monkeypatch.undo()
+    mechanisms.cache_clear()
 
 
 @pytest.fixture

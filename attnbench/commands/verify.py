@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.errors import UserError
 from attnbench.options import DeviceOption, Dtypes, Exit, Json, Mechanisms, SeqLens, make_console, plain
+
+if TYPE_CHECKING:
+    from attnbench.verification.checking import Outcome
+    from attnbench.verification.findings import Finding
+    from attnbench.verification.plan import Progress
+
+_ENDING_S = 10.0  # of the time that a user gives, for the command to start and to end in
 
 
 def verify(
@@ -23,57 +33,119 @@ def verify(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the random inputs.")] = 0,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Workers that check at once; default: by the cores.")
+        int | None,
+        typer.Option(
+            "--jobs", min=1, help="Workers that check at once, over all GPUs; default: by the cores."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.0, help="Stop cleanly before so much time; with --out to go on later."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder that keeps what is checked; the same command goes on."),
     ] = None,
     json_: Json = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Check every mechanism against its fp64 oracle, in o, dq, dk and dv, over dtypes and odd shapes.
 
-    A mechanism that decodes is checked in that too: o, and what it keeps of the context.
-    Exit code 1 if one is wrong, 3 if none could be checked.
+    A mechanism that decodes is checked in that too: o, and what it keeps of the context. Workers share every visible
+    GPU. With --out nothing is checked twice with the same libraries, device model and sources; the table says it all.
+    Exit code 1 if one is wrong; 3 while cases are left as the time was up, or if none could be checked.
     """
-    import dataclasses
+    from attnbench.measure.clock import now_s
 
-    from attnbench import verification
+    begun = now_s()
+
     from attnbench.case import DTYPES
     from attnbench.measure.gpus import device_kind
     from attnbench.progress import ticking
     from attnbench.registry import mechanisms
     from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_sizes
+    from attnbench.verification import checking, scope
 
     kind = device_kind(device)
     names = parse_mechanisms(mechanism or list(mechanisms()))
-    dtypes = parse_names(dtype or verification.DTYPES[kind], kind="dtype", choices=DTYPES)
-    lengths = parse_sizes(seq_len or verification.SEQ_LENS[kind], axis="--seq-len")
+    dtypes = parse_names(dtype or scope.DTYPES[kind], kind="dtype", choices=DTYPES)
+    lengths = parse_sizes(seq_len or scope.SEQ_LENS[kind], axis="--seq-len")
     if head_dim is None and value_dim is not None:
         raise UserError("--value-dim needs --head-dim")
-    dims = verification.HEAD_DIMS[kind]
+    dims = scope.HEAD_DIMS[kind]
     if head_dim is not None:
         widths = parse_sizes(head_dim, axis="--head-dim")
         values = parse_sizes(value_dim, axis="--value-dim") if value_dim else None
         dims = tuple((d, e) for d in widths for e in (values or (d,)))
-    cases = verification.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
-    with ticking(make_console(stderr=True), total=len(cases)) as ticker:
-        found = verification.verify(
+    cases = scope.cases(mechanisms=names, dtypes=dtypes, seq_lens=lengths, dims=dims, device=kind)
+    with ticking(make_console(stderr=True), total=len(cases), told=True) as ticker:
+        outcome = checking.verify(
             cases,
             device=kind,
             seed=seed,
-            jobs=jobs or verification.jobs_on(kind),
-            finished=ticker.finished,
-            waiting=ticker.waiting,
+            jobs=jobs or checking.jobs_on(kind),
+            listener=checking.Listener(
+                earlier=ticker.earlier,
+                finished=lambda row, progress: ticker.finished(row, left=_left(progress)),
+                waiting=ticker.waiting,
+            ),
+            folder=out,
+            deadline_s=None if minutes is None else begun + minutes * 60 - _ENDING_S,
         )
-    if json_:
-        print(json.dumps([{"status": str(f.status), **dataclasses.asdict(f)} for f in found], indent=1))
-    else:
-        _print_findings(found)
-    if any(f.faults for f in found):
+    _end(outcome, total=len(cases), out=out, json_=json_)
+
+
+def _left(progress: Progress) -> str:
+    from attnbench.gate.telling import duration
+    from attnbench.words import count_text
+
+    if progress.left_s is not None:
+        return f"about {duration(progress.left_s)} left"
+    return f"{progress.groups:,} of {count_text(progress.of, 'group')} left"
+
+
+def _end(outcome: Outcome, *, total: int, out: Path | None, json_: bool) -> None:
+    """The findings, what is left, and the exit code."""
+    from attnbench.executors.run_folder import write_json
+    from attnbench.verification.checking import End
+
+    interrupted = outcome.end is End.INTERRUPTED
+    if json_ and not interrupted:
+        report = [_as_json(finding) for finding in outcome.findings]
+        print(json.dumps(report, indent=1))
+        if out is not None and report:
+            write_json(out / "verify.json", report)
+    elif outcome.findings and not interrupted:
+        _print_findings(outcome.findings)
+    if outcome.end is not End.DONE:
+        print(_how_to_go_on(outcome, total=total, out=out), file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED if interrupted else Exit.INCONCLUSIVE)
+    if any(f.faults for f in outcome.findings):
         raise typer.Exit(Exit.REGRESSION)
-    if not any(f.shapes for f in found):
+    if not any(f.shapes for f in outcome.findings):
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-def _print_findings(found: list[Any]) -> None:
+def _how_to_go_on(outcome: Outcome, *, total: int, out: Path | None) -> str:
+    """One sentence."""
+    known = f"{outcome.left:,} of {total:,} cases are left" if outcome.findings else "nothing new was checked"
+    if out is None:
+        how = "nothing is kept without --out: give a folder by -o, and the same command goes on in it"
+    else:
+        how = f"what is checked is safe in {out}; go on with: attnbench {shlex.join(sys.argv[1:])}"
+    return f"{outcome.end.value}: {known}; {how}"
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    import dataclasses
+
+    status = None if finding.status is None else str(finding.status)
+    return {"status": status, **dataclasses.asdict(finding)}
+
+
+def _print_findings(found: list[Finding]) -> None:
     from rich.table import Table
 
     console = make_console()
@@ -82,9 +154,12 @@ def _print_findings(found: list[Any]) -> None:
         table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
     for f in found:
         errors = ("" if f.worst[n] is None else f"{f.worst[n]:.1e}" for n in ("o", "dq", "dk", "dv"))
-        verdict = "right" if f.status == "ok" else str(f.status)
+        verdict = "right" if f.status == "ok" else None if f.status is None else str(f.status)
+        left = f"{f.left:,} left" if f.left else None
         allowed = f"{f.tolerance:.0e}" if f.shapes else ""
-        table.add_row(f.mechanism, f.dtype, str(f.shapes), *errors, allowed, verdict)
+        table.add_row(
+            f.mechanism, f.dtype, str(f.shapes), *errors, allowed, ", ".join(filter(None, (verdict, left)))
+        )
     console.print(table)
     for f in found:
         if f.why_unsupported:

@@ -125,13 +125,13 @@ def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[
             options=asked.slurm_options,
         )
     else:
-        interpreters = _interpreters(kind, gpus=asked.gpus)
+        used = interpreters(kind, gpus=asked.gpus)
         with device_lock(kind) as lock:
             yield lambda folder: LocalExecutor(
                 folder=folder,
                 workers=_workers(
                     folder.path,
-                    interpreters,
+                    used,
                     kind=kind,
                     protocol=protocol,
                     run_id=folder.run_id,
@@ -140,7 +140,7 @@ def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[
             )
 
 
-def _interpreters(kind: str, *, gpus: int | None) -> tuple[Interpreter, ...]:
+def interpreters(kind: str, *, gpus: int | None) -> tuple[Interpreter, ...]:
     """One for each GPU of this machine that is used."""
     seen = visible_gpus(kind)
     if gpus is not None and gpus > max(len(seen), 1 if kind == "cpu" else 0):

@@ -45,7 +45,7 @@ class RunFolder:
     def with_record(self, **changes: Any) -> RunFolder:
         """The same folder with its record extended, on disk too."""
         record = {**self.record, **changes}
-        _write_json(self.path / _RECORD, record)
+        write_json(self.path / _RECORD, record)
         return RunFolder(path=self.path, record=record)
 
     def merge(self) -> Path:
@@ -73,7 +73,7 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
             (path / "shards").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write the output folder {path}: {error.strerror or error}") from error
-        _write_json(path / _RECORD, record)
+        write_json(path / _RECORD, record)
         return RunFolder(path=path, record=record)
     if not resume:
         raise UserError(
@@ -124,10 +124,14 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON so that it is there whole or not at all.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

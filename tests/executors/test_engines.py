@@ -13,7 +13,7 @@ from attnbench import cli, store
 from attnbench.case import Accuracy, Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
 from attnbench.executors.book import rows_of
-from attnbench.executors.engines import _interpreters
+from attnbench.executors.engines import interpreters
 from attnbench.executors.local import LocalExecutor
 from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.executors.supervised import NoWorkerError, Row, SupervisedWorker
@@ -97,16 +97,16 @@ def test_what_is_to_be_pretended_must_be_said_whole(monkeypatch: pytest.MonkeyPa
 
 
 def test_each_gpu_gets_a_worker_that_sees_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [each.variables for each in _interpreters("cpu", gpus=None)] == [{}]
+    assert [each.variables for each in interpreters("cpu", gpus=None)] == [{}]
     monkeypatch.setenv(VARIABLE, "a:H200,H200,A100")
-    assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=None)] == ["0", "1", "2"]
-    assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=2)] == ["0", "1"]
-    assert [each.variables for each in _interpreters("cpu", gpus=1)] == [{}]
+    assert [each.variables[VISIBLE] for each in interpreters("cpu", gpus=None)] == ["0", "1", "2"]
+    assert [each.variables[VISIBLE] for each in interpreters("cpu", gpus=2)] == ["0", "1"]
+    assert [each.variables for each in interpreters("cpu", gpus=1)] == [{}]
     monkeypatch.setenv(VISIBLE, "2,0")
-    assert [each.variables[VISIBLE] for each in _interpreters("cpu", gpus=None)] == ["2", "0"]
+    assert [each.variables[VISIBLE] for each in interpreters("cpu", gpus=None)] == ["2", "0"]
     monkeypatch.delenv(VISIBLE)
     with pytest.raises(UserError, match="this machine has 3 GPUs, and --gpus asks for 4"):
-        _interpreters("cpu", gpus=4)
+        interpreters("cpu", gpus=4)
 
 
 class _Fake(SupervisedWorker):
