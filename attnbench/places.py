@@ -6,7 +6,7 @@ in `places`, by a name such as `node-a/0` (node and GPU), and the first place is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -72,5 +72,23 @@ def shared(environment: Record) -> dict[str, Any]:
             name: value
             for name, value in (environment.get("variables") or {}).items()
             if not name.startswith("CUDA_VISIBLE")
+        },
+    }
+
+
+def highest_ceilings(measured: Iterable[Record]) -> dict[str, Any]:
+    """Of ceilings measured several times on devices of one model the highest: one that was measured can be reached.
+
+    Rates by dtype where any is known; empty where nothing was measured.
+    """
+    known = list(measured)
+    if not known:
+        return {}
+    dtypes = dict.fromkeys(dtype for each in known for dtype in each["matmul_tflops"])
+    return {
+        "copy_gbps": max(each["copy_gbps"] for each in known),
+        "matmul_tflops": {
+            dtype: max(each["matmul_tflops"][dtype] for each in known if dtype in each["matmul_tflops"])
+            for dtype in dtypes
         },
     }

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from attnbench.case import Status
 from attnbench.cli import app
 from attnbench.errors import UserError
+from attnbench.places import highest_ceilings
 from attnbench.plots import plot_roofline, roofline
 from attnbench.plots.roofline import Roof
 from attnbench.store import load_results
@@ -116,3 +117,13 @@ def test_a_recorded_run_stays_below_its_roof(drawn: dict[str, Figure], tmp_path:
         (first, least), *_, (_, top) = xy(roof)
         for intensity, rate in (point for line in marks for point in xy(line)):
             assert 0 < rate < 1.02 * min(intensity * least / first, top)
+
+
+def test_ceilings_of_one_model_measured_twice_are_the_highest() -> None:
+    first = {"copy_gbps": 4000.0, "matmul_tflops": {"bf16": 790.0, "fp16": 740.0}}
+    second = {"copy_gbps": 3900.0, "matmul_tflops": {"bf16": 800.0, "fp32": 50.0}}
+    assert highest_ceilings([first, second]) == {
+        "copy_gbps": 4000.0,
+        "matmul_tflops": {"bf16": 800.0, "fp16": 740.0, "fp32": 50.0},
+    }
+    assert highest_ceilings([]) == {}

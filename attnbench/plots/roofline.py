@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from attnbench.case import Status
 from attnbench.curves import length_label, line_names
 from attnbench.errors import UserError
-from attnbench.places import ceilings_by_device
+from attnbench.places import ceilings_by_device, highest_ceilings
 from attnbench.plots.axes import log_ticks
 from attnbench.plots.canvas import DPI, EDGE, FAINT, INK, LINE, Canvas, drawing, save
 from attnbench.plots.legend import legend, legend_columns
@@ -112,7 +112,7 @@ def _points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str], device: str, alone: bool) -> list[Roof]:
-    """The highest ceilings that the runs recorded of a device, by dtype: one that was measured can be reached.
+    """The highest ceilings that the runs recorded of a device, by dtype.
 
     alone: the only device that there are points of; what the records call it is then not asked.
     """
@@ -124,13 +124,13 @@ def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str], device: str, alone: bo
         for name, ceilings in ceilings_by_device(record)
         if alone or name in (None, device)
     ]
-    found = []
-    for dtype in dtypes:
-        rates = [each["matmul_tflops"][dtype] for each in known if dtype in each["matmul_tflops"]]
-        if rates:
-            copy = max(each["copy_gbps"] for each in known)
-            found.append(Roof(dtype=dtype, copy_gbps=copy, matmul_tflops=max(rates)))
-    return found
+    top = highest_ceilings(known)
+    rates = top.get("matmul_tflops", {})
+    return [
+        Roof(dtype=dtype, copy_gbps=top["copy_gbps"], matmul_tflops=rates[dtype])
+        for dtype in dtypes
+        if dtype in rates
+    ]
 
 
 def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], title: str) -> Figure:

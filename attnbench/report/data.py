@@ -12,7 +12,7 @@ import pandas as pd
 
 from attnbench.case import Workload
 from attnbench.curves import Group, groups_of_rows, line_names
-from attnbench.places import ceilings_by_device
+from attnbench.places import ceilings_by_device, highest_ceilings
 from attnbench.plots.looks import in_order
 from attnbench.report.looks import look
 from attnbench.shapes import labels_of_shapes, lists_shapes
@@ -233,12 +233,13 @@ def _parts(group: Group) -> dict[str, str]:
 
 
 def _ceilings(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The measured ceilings of the runs, each once."""
-    found: list[dict[str, Any]] = []
+    """The ceilings of each model of device, the highest that the runs measured."""
+    found: dict[str | None, list[Mapping[str, Any]]] = {}
     for run, record in sorted(frame.attrs.get("runs", {}).items()):
         if run in set(frame["run_id"]):
-            found += [dict(each) for _, each in ceilings_by_device(record) if each not in found]
-    return found
+            for device, ceilings in ceilings_by_device(record):
+                found.setdefault(device, []).append(ceilings)
+    return [highest_ceilings(measured) for measured in found.values()]
 
 
 def _number_column(values: Iterable[Any]) -> list[float | None]:
