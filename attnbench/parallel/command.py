@@ -38,7 +38,9 @@ def run(
     ranks: Annotated[
         list[str] | None,
         typer.Option(
-            "--ranks", help="GPUs that share a sequence: 1,2,4; default: 1,2. Processes on the CPU."
+            "--ranks",
+            "--gpus-per-case",
+            help="GPUs that share a sequence: 1,2,4; default: 1,2. Processes on the CPU.",
         ),
     ] = None,
     mechanism: Annotated[
