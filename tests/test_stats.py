@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 import numpy as np
@@ -13,9 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from attnbench.stats import median_interval, relative_half_width, smallest_count, summarize
+from attnbench.stats import effective_count, median_interval, relative_half_width, smallest_count, summarize
 
 positive = st.floats(min_value=1e-3, max_value=1e4, allow_nan=False)
+
+
+def in_no_order(values: Iterable[float]) -> list[float]:
+    """The values, each followed by one from the other half, so that none resembles those before it."""
+    ordered = sorted(map(float, values))
+    low, high = ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
+    return [each for pair in itertools.zip_longest(high, low) for each in pair if each is not None]
 
 
 def test_summarize_keeps_time_order() -> None:
@@ -49,7 +57,7 @@ def test_relative_half_width_has_no_unit(samples: list[float], unit: float) -> N
 
 @given(st.integers(min_value=6, max_value=2000), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_ranks_are_those_of_the_binomial(count: int, confidence: float) -> None:
-    low, high = median_interval([float(i) for i in range(count)], confidence)
+    low, high = median_interval(in_no_order(range(count)), confidence)
     outside = int(low)
     assert high == count - 1 - outside
     if count < smallest_count(confidence):
@@ -93,13 +101,13 @@ def test_too_few_samples_give_all_that_was_seen(samples: list[float]) -> None:
 
 def test_known_ranks() -> None:
     """Tables give ranks 10 and 21 for 30 samples, and 6 as the fewest samples."""
-    assert median_interval([float(i) for i in range(1, 31)]) == (10.0, 21.0)
+    assert median_interval(in_no_order(range(1, 31))) == (10.0, 21.0)
     assert smallest_count() == 6
     assert smallest_count(0.99) == 8
 
 
 def test_the_farther_end_counts() -> None:
-    samples = [1.0] * 20 + [1.5] * 15
+    samples = in_no_order([1.0] * 20 + [1.5] * 15)
     assert median_interval(samples) == (1.0, 1.5)
     assert relative_half_width(samples) == pytest.approx(0.5)
 
@@ -118,3 +126,44 @@ def test_bad_samples(samples: list[float]) -> None:
 def test_bad_confidence(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
         median_interval([1.0, 2.0], confidence)
+
+
+def resembling(rng: np.random.Generator, count: int, *, rho: float) -> npt.NDArray[np.float64]:
+    """Samples of which each keeps the share rho of the one before: normal, with deviation 1."""
+    found = rng.normal(size=count)
+    for i in range(1, count):
+        found[i] = rho * found[i - 1] + math.sqrt(1 - rho**2) * found[i]
+    return found
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_an_interval_of_samples_that_resemble_each_other_keeps_its_promise(rho: float) -> None:
+    rng = np.random.default_rng(1992)
+    rounds, count = 400, 500
+    draws = [resembling(rng, count, rho=rho) for _ in range(rounds)]
+    intervals = [median_interval(draw) for draw in draws]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert covered >= 0.93 - 3 * math.sqrt(0.95 * 0.05 / rounds)
+    if rho == 0.9:  # taken as independent they would cover far less often
+        alone = [median_interval(rng.permutation(draw)) for draw in draws]
+        assert np.mean([low <= 0 <= high for low, high in alone]) < 0.6
+
+
+@pytest.mark.parametrize(("rho", "least", "most"), [(0.0, 380, 500), (0.5, 160, 320), (0.9, 15, 80)])
+def test_effective_counts_are_those_of_theory(rho: float, least: int, most: int) -> None:
+    """The sign of such samples correlates by 2/pi asin(rho^k) at lag k: tau is 1, 2.4 and 12."""
+    rng = np.random.default_rng(33)
+    counts = [effective_count(resembling(rng, 500, rho=rho)) for _ in range(50)]
+    assert least <= np.median(counts) <= most
+
+
+def test_a_drift_counts_as_few_samples_and_a_stopping_rule_goes_on() -> None:
+    drift = [1 + 0.001 * i for i in range(100)]
+    assert effective_count(drift) < smallest_count()
+    assert median_interval(drift) == (min(drift), max(drift))
+    assert relative_half_width(drift) == math.inf
+
+
+@given(st.lists(positive, min_size=1, max_size=200))
+def test_no_more_samples_count_than_there_are(samples: list[float]) -> None:
+    assert 1 <= effective_count(samples) <= len(samples)

@@ -256,7 +256,18 @@ class InProcess:
 
 def test_the_command_measures_and_then_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnbench.parallel.group.RankGroups", InProcess)
-    options = ["--gpus-per-case", "1", "--seq-len", "64,128", "--heads", "1", "--head-dim", "16", "--samples", "1"]
+    options = [
+        "--gpus-per-case",
+        "1",
+        "--seq-len",
+        "64,128",
+        "--heads",
+        "1",
+        "--head-dim",
+        "16",
+        "--samples",
+        "1",
+    ]
     folder = ["-o", str(tmp_path), "--device", "cpu", "-m", "lightning2-lasp"]
     done = CliRunner().invoke(app, ["parallel", "run", *options, *folder])
     assert done.exit_code == 0, done.output
