@@ -27,7 +27,7 @@ def summarize(samples_ms: Samples) -> Timing:
     """
     ordered = _ordered(samples_ms)
     p10, median, p90 = np.quantile(ordered, (0.1, 0.5, 0.9))
-    low, high = _interval(ordered, count=effective_count(samples_ms), confidence=CONFIDENCE)
+    low, high = median_interval(samples_ms)
     return Timing(
         samples_ms=tuple(float(sample) for sample in samples_ms),
         median_ms=float(median),
@@ -46,13 +46,20 @@ def median_interval(samples: Samples, confidence: float = CONFIDENCE) -> tuple[f
     Nagaraja, Order Statistics, 3rd edition, section 7.1). Coverage is at least `confidence` for independent samples;
     ties only raise it. Samples that depend on each other count as `effective_count` independent ones.
 
-    With fewer of these than `smallest_count` (6 at 95 %) no such interval exists: then it is all that was
-    seen, (min, max), whose coverage is 1 - 2^(1-n); one sample gives (x, x).
+    With fewer than `smallest_count` samples (6 at 95 %) no such interval exists: then it is all that was seen,
+    (min, max), whose coverage is 1 - 2^(1-n); one sample gives (x, x). Many samples that tell as little are cut into so
+    many pieces, and it is from the lowest of their medians to the highest: a drift shows in it, a single late sample
+    does not.
 
     Raises ValueError when there is no sample, one that is not finite, or a confidence outside (0, 1).
     """
-    ordered = _ordered(samples)
-    return _interval(ordered, count=effective_count(samples), confidence=confidence)
+    ordered, count, least = _ordered(samples), effective_count(samples), smallest_count(confidence)
+    if count < least <= len(ordered):
+        medians = [
+            float(np.median(piece)) for piece in np.array_split(np.asarray(samples, np.float64), least)
+        ]
+        return min(medians), max(medians)
+    return _interval(ordered, count=count, confidence=confidence)
 
 
 def relative_half_width(samples: Samples) -> float:
@@ -65,10 +72,10 @@ def relative_half_width(samples: Samples) -> float:
     Raises ValueError when there is no sample, or one that is not finite.
     """
     ordered = _ordered(samples)
-    median, count = float(np.median(ordered)), effective_count(samples)
-    if count < smallest_count(CONFIDENCE) or median == 0:
+    median = float(np.median(ordered))
+    if effective_count(samples) < smallest_count(CONFIDENCE) or median == 0:
         return math.inf
-    low, high = _interval(ordered, count=count, confidence=CONFIDENCE)
+    low, high = median_interval(samples)
     return max(high - median, median - low) / abs(median)
 
 
