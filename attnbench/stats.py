@@ -55,9 +55,8 @@ def median_interval(samples: Samples, confidence: float = CONFIDENCE) -> tuple[f
     """
     ordered, count, least = _ordered(samples), effective_count(samples), smallest_count(confidence)
     if count < least <= len(ordered):
-        medians = [
-            float(np.median(piece)) for piece in np.array_split(np.asarray(samples, np.float64), least)
-        ]
+        pieces = [ordered, *np.array_split(np.asarray(samples, dtype=np.float64), least)]
+        medians = [float(np.median(piece)) for piece in pieces]
         return min(medians), max(medians)
     return _interval(ordered, count=count, confidence=confidence)
 
