@@ -65,7 +65,7 @@ class _Claim(BaseModel, abc.ABC):
 
 
 class Flat(_Claim):
-    """The largest value is at most `within` times the smallest."""
+    """The largest value is at most `within` times the smallest. What is more, but may be by chance, cannot be told."""
 
     check: Literal["flat"]
     series: str
@@ -83,10 +83,18 @@ class Flat(_Claim):
             value_text(float(line.value.min()), quantity),
             value_text(float(line.value.max()), quantity),
         )
-        span = f"from {line.x[0]:,.0f} to {line.x[-1]:,.0f}"
-        return Judged(
-            holds=spread <= self.within, said=f"{factor(spread)} {span} ({low} to {high})", value=spread
-        )
+        said = f"{factor(spread)} from {line.x[0]:,.0f} to {line.x[-1]:,.0f} ({low} to {high})"
+        if spread <= self.within:
+            return Judged(holds=True, said=said, value=spread)
+        if _least_spread(line) <= self.within:
+            return Judged(holds=None, said=f"{said}, which the spread of single values exceeds", value=spread)
+        return Judged(holds=False, said=said, value=spread)
+
+
+def _least_spread(line: Line) -> float:
+    """The smallest ratio of largest to smallest value that the ends of their intervals leave possible."""
+    lows, highs = np.fmin(line.value, line.low), np.fmax(line.value, line.high)  # NaN: no end is known
+    return float(lows.max() / highs.min())
 
 
 class Ratio(_Claim):

@@ -53,6 +53,25 @@ def test_flat_is_largest_over_smallest(values: list[float], within: float) -> No
     assert judged.holds is (max(values) / min(values) <= within)
 
 
+@pytest.mark.parametrize(
+    ("reach", "holds"), [(None, False), (0.005, False), (0.04, None)], ids=["unknown", "narrow", "wide"]
+)
+def test_what_is_not_flat_by_chance_cannot_be_told(reach: float | None, holds: bool | None) -> None:
+    def point(x: int, value: float) -> Point:
+        low, high = (None, None) if reach is None else (value * (1 - reach), value * (1 + reach))
+        return Point(x=x, value=value, low=low, high=high)
+
+    made = line(
+        [point(1024, 100.0), point(2048, 107.0)],
+        origin=Origin.MEASURED,
+        edition="a device",
+        panel="p",
+        series="a",
+    )
+    judged = Flat(check="flat", series="a", within=1.05, **ALL).judge(_lines(made), quantity="rate")
+    assert judged.holds is holds
+
+
 @pytest.mark.parametrize(("quantity", "ratio"), [("rate", 0.25), ("time", 4.0), ("memory", 4.0)], ids=str)
 def test_a_ratio_says_how_many_times_as_good(quantity: str, ratio: float) -> None:
     lines = _lines(_line("a", {1024: 10.0}), _line("b", {1024: 40.0}))
