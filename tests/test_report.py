@@ -331,3 +331,16 @@ def test_names_of_cases_can_be_told_from_their_parts(tmp_path: Path) -> None:
     data = json.loads(reported(written(tmp_path / "run.parquet", [measured(odd)])).scripts["data"])
     parts = [values(data, name)[0] for name in ("mechanism", "workload", "shape_id", "dtype")]
     assert ".".join(parts) == odd.case_id
+
+
+@pytest.mark.parametrize(
+    ("name", "manner"),
+    [
+        ("constant-speed", "on NVIDIA H200."),
+        ("decode", "on NVIDIA H200, as CUDA graphs."),
+        ("decode-eager", "on NVIDIA H200, with a warm L2."),
+    ],
+)
+def test_what_was_asked_says_how_calls_were_made_where_that_is_unusual(name: str, manner: str) -> None:
+    html = command.report([ROOT / "results" / "h200" / f"{name}.parquet"], figures=False).html
+    assert f"{manner}</p>" in html

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from attnbench.case import Status
+from attnbench.case import Cache, Launch, Status
 from attnbench.curves import length_label
 from attnbench.plots.looks import in_order
 from attnbench.summary import (
@@ -44,7 +44,7 @@ def head(frame: pd.DataFrame, summary: Summary, *, compared: str | None = None) 
     names = list(dict.fromkeys(str(sweep["name"]) for sweep in sweeps if sweep.get("name")))
     return Head(
         title=" and ".join(names) or "attention benchmark",
-        asked=f"{_question(sweeps)}{_extent(frame, summary)}.",
+        asked=f"{_question(sweeps)}{', '.join([*_extent(frame, summary), *_manner(records)])}.",
         answer=_answer(summary) if compared is None else (_answer(summary)[0], compared),
     )
 
@@ -57,8 +57,18 @@ def _question(sweeps: Iterable[Mapping[str, Any]]) -> str:
     return f"{said[0][0].upper()}{said[0][1:]}: " if len(said) == 1 else ""
 
 
-def _extent(frame: pd.DataFrame, summary: Summary) -> str:
-    """`lightning2 and flash2, forward and backward, 1k to 64k tokens, bf16, on NVIDIA H200`."""
+def _manner(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How calls were made, where that is not one launch after the other on a cold L2: it is another measurement."""
+    protocols = [record.get("protocol") or {} for record in records]
+    said = {
+        "as CUDA graphs": {each.get("launch") for each in protocols} == {Launch.GRAPH},
+        "with a warm L2": {each.get("cache") for each in protocols} == {Cache.HOT},
+    }
+    return [words for words, so in said.items() if so]
+
+
+def _extent(frame: pd.DataFrame, summary: Summary) -> list[str]:
+    """`lightning2 and flash2`, `forward and backward`, `1k to 64k tokens`, `bf16`, `on NVIDIA H200`."""
     mechanisms = in_order(str(name) for name in frame["mechanism"])
     named = joined(mechanisms) if len(mechanisms) <= _NAMED else count_text(len(mechanisms), "mechanism")
     workloads = sorted({str(name) for name in frame["workload"]}, key=workload_order)
@@ -72,7 +82,7 @@ def _extent(frame: pd.DataFrame, summary: Summary) -> str:
         parts.append(joined(dtypes))
     if summary.devices:
         parts.append(f"on {joined(summary.devices)}")
-    return ", ".join(parts)
+    return parts
 
 
 def _answer(summary: Summary) -> tuple[str, str]:
