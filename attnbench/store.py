@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 
 from attnbench.case import Measurement
 from attnbench.errors import UserError
+from attnbench.stats import median_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 VERSION_KEY = b"attnbench.schema_version"
 RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
 
@@ -77,16 +78,37 @@ def _without_busy_times(table: pa.Table) -> pa.Table:
     return table.append_column("busy_ms", pa.nulls(table.num_rows, _F))
 
 
+def _by_independent_samples(table: pa.Table) -> pa.Table:
+    """Version 5 has intervals that count samples for what they tell; before it all of them counted as independent.
+
+    Samples are kept as fp32: the interval is widened to hold the median where that rounding moved one of them.
+    """
+    medians, samples = table["median_ms"].to_pylist(), table["samples_ms"].to_pylist()
+    found = [median_interval(each) if each else (None, None) for each in samples]
+    ends = {
+        "ci_low_ms": [
+            low if low is None else min(low, m) for (low, _), m in zip(found, medians, strict=True)
+        ],
+        "ci_high_ms": [
+            high if high is None else max(high, m) for (_, high), m in zip(found, medians, strict=True)
+        ],
+    }
+    for name, values in ends.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, _F))
+    return table
+
+
 # version n -> the function that turns a table of version n into one of version n + 1
 MIGRATIONS: Mapping[int, Callable[[pa.Table], pa.Table]] = {
     1: _without_windows,
     2: _without_places,
     3: _without_busy_times,
+    4: _by_independent_samples,
 }
 
-# Rows by the schema of these versions are rows of the present one in which some columns are unknown: what a worker
-# of an older revision answers can be kept as it is.
-KEEPABLE_VERSIONS = (2, 3, 4)
+# Rows by the schema of these versions are rows of the present one in which some columns are unknown, and intervals may
+# be those of independent samples: what a worker of an older revision answers can be kept as it is.
+KEEPABLE_VERSIONS = (2, 3, 4, 5)
 
 
 def row(measurement: Measurement, *, run_id: str) -> dict[str, Any]:

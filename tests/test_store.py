@@ -17,6 +17,7 @@ import attnbench
 from attnbench import store
 from attnbench.case import Accuracy, Case, Measurement, Memory, Status, Telemetry, Timing, Workload
 from attnbench.errors import UserError
+from attnbench.stats import median_interval
 
 # Scripts depend on these names and on this order.
 CONTRACT = [
@@ -128,7 +129,7 @@ def test_version_and_records_are_in_the_file_metadata(tmp_path: Path) -> None:
     file = tmp_path / "results.parquet"
     store.write(_table(_full(), record={"environment": {"torch": "2"}}), file)
     metadata = pq.read_schema(file).metadata
-    assert metadata[b"attnbench.schema_version"] == b"4"
+    assert metadata[b"attnbench.schema_version"] == b"5"
     assert store.records(store.read(file)) == {"run-1": {"environment": {"torch": "2"}}}
 
 
@@ -340,8 +341,8 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     file = tmp_path / "newer.parquet"
-    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"5"}), file)
-    with pytest.raises(UserError, match=r"schema version 5.*reads up to 4: update attnbench"):
+    pq.write_table(_table(_full()).replace_schema_metadata({store.VERSION_KEY: b"6"}), file)
+    with pytest.raises(UserError, match=r"schema version 6.*reads up to 5: update attnbench"):
         store.load_results(file)
 
 
@@ -367,14 +368,14 @@ def test_an_older_file_goes_through_its_migration(tmp_path: Path, monkeypatch: p
         at = table.column_names.index("provider")
         return table.set_column(at, "provider", pa.array(["new name"] * table.num_rows))
 
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 5)
-    monkeypatch.setattr(store, "MIGRATIONS", {4: rename_provider})
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 6)
+    monkeypatch.setattr(store, "MIGRATIONS", {5: rename_provider})
     frame = store.load_results(file)
     assert frame["provider"].tolist() == ["new name"]
     assert set(frame.attrs["runs"]) == {"run-1"}
     rewritten = tmp_path / "newer.parquet"
     store.write(store.load_table(file), rewritten)
-    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"5"
+    assert pq.read_schema(rewritten).metadata[store.VERSION_KEY] == b"6"
 
 
 def test_a_file_of_the_first_version_has_nulls_for_what_came_later(tmp_path: Path) -> None:
@@ -441,3 +442,19 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_writing_makes_the_folder_and_leaves_one_file(tmp_path: Path) -> None:
     store.write(_table(_full()), tmp_path / "a" / "b" / "results.parquet")
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["results.parquet"]
+
+
+def test_intervals_of_the_fourth_version_are_drawn_anew_from_its_samples(tmp_path: Path) -> None:
+    """They took samples as independent; those of a case that has none stay unknown."""
+    file = tmp_path / "version4.parquet"
+    table = _table(_full(), _bare())
+    narrow = [None if low is None else 1e-9 for low in table["ci_low_ms"].to_pylist()]
+    table = table.set_column(
+        table.column_names.index("ci_low_ms"), "ci_low_ms", pa.array(narrow, pa.float64())
+    )
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, store.VERSION_KEY: b"4"}), file)
+    frame = store.load_results(file)
+    expected = median_interval(frame["samples_ms"][0])
+    assert (frame["ci_low_ms"][0], frame["ci_high_ms"][0]) == pytest.approx(expected)
+    assert frame["ci_low_ms"][0] <= frame["median_ms"][0] <= frame["ci_high_ms"][0]
+    assert frame[["ci_low_ms", "ci_high_ms"]].iloc[1].isna().all()
