@@ -53,7 +53,11 @@ def median_interval(samples: Samples, confidence: float = CONFIDENCE) -> tuple[f
 
     Raises ValueError when there is no sample, one that is not finite, or a confidence outside (0, 1).
     """
-    ordered, count, least = _ordered(samples), effective_count(samples), smallest_count(confidence)
+    return _interval_of(samples, count=effective_count(samples), confidence=confidence)
+
+
+def _interval_of(samples: Samples, *, count: int, confidence: float) -> tuple[float, float]:
+    ordered, least = _ordered(samples), smallest_count(confidence)
     if count < least <= len(ordered):
         pieces = [ordered, *np.array_split(np.asarray(samples, dtype=np.float64), least)]
         medians = [float(np.median(piece)) for piece in pieces]
@@ -70,11 +74,10 @@ def relative_half_width(samples: Samples) -> float:
 
     Raises ValueError when there is no sample, or one that is not finite.
     """
-    ordered = _ordered(samples)
-    median = float(np.median(ordered))
-    if effective_count(samples) < smallest_count(CONFIDENCE) or median == 0:
+    median, count = float(np.median(samples)), effective_count(samples)
+    if count < smallest_count(CONFIDENCE) or median == 0:
         return math.inf
-    low, high = median_interval(samples)
+    low, high = _interval_of(samples, count=count, confidence=CONFIDENCE)
     return max(high - median, median - low) / abs(median)
 
 
