@@ -6,15 +6,19 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from attnbench.stats import effective_count, median_interval, relative_half_width, smallest_count, summarize
+from attnbench.store import VERSION_KEY, load_results
 
 positive = st.floats(min_value=1e-3, max_value=1e4, allow_nan=False)
 
@@ -176,3 +180,24 @@ def test_a_late_sample_among_few_that_count_is_not_all_that_was_seen() -> None:
 @given(st.lists(positive, min_size=1, max_size=200))
 def test_no_more_samples_count_than_there_are(samples: list[float]) -> None:
     assert 1 <= effective_count(samples) <= len(samples)
+
+
+def test_recorded_processes_at_a_power_cap_bear_the_wider_intervals_out() -> None:
+    """The file is of schema version 4, whose intervals take samples as independent; reading it draws them anew."""
+    file = Path(__file__).parents[1] / "results" / "h200" / "gate" / "lightning1-processes.parquet"
+    assert pq.read_schema(file).metadata[VERSION_KEY] == b"4"
+    independent, resembling = held(pq.read_table(file).to_pandas()), held(load_results(file))
+    assert len(independent) == 10
+    narrow = [case for case, share in independent.items() if share < 1]
+    assert len(narrow) == 9
+    assert [min(independent.values()), max(independent[case] for case in narrow)] == [0.05, 0.425]
+    assert [min(resembling.values()), max(resembling[case] for case in narrow)] == [0.575, 0.875]
+
+
+def held(rows: pd.DataFrame) -> dict[str, float]:
+    """The share of a case's processes whose interval holds the median of all."""
+    return {
+        str(case): float(((same["ci_low_ms"] <= middle) & (middle <= same["ci_high_ms"])).mean())
+        for case, same in rows.groupby("case_id")
+        for middle in [same["median_ms"].median()]
+    }
