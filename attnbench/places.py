@@ -79,7 +79,7 @@ def shared(environment: Record) -> dict[str, Any]:
 def highest_ceilings(measured: Iterable[Record]) -> dict[str, Any]:
     """Of ceilings measured several times on devices of one model the highest: one that was measured can be reached.
 
-    Rates by dtype where any is known; empty where nothing was measured.
+    copy_gbps: GB/s; matmul_tflops: TFLOP/s by dtype, where any is known. Empty where nothing was measured.
     """
     known = list(measured)
     if not known:

@@ -19,10 +19,9 @@ from attnbench import store
 from attnbench.errors import UserError
 from attnbench.executors.lock import run_is_held
 from attnbench.executors.run_folder import read_run
-from attnbench.gate.telling import duration
 from attnbench.progress import describe
 from attnbench.sweeps.sweep import sweep_of_record
-from attnbench.words import count_text
+from attnbench.words import count_text, duration
 
 Row = Mapping[str, Any]
 

@@ -85,6 +85,16 @@ def one_line(text: str) -> str:
     return line if len(line) <= 160 else f"{line[:159].rstrip()}…"
 
 
+def duration(seconds: float) -> str:
+    """A span of time to a person: `40 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def count_text(number: int, noun: str) -> str:
     """`1 case`, `1,024 cases`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

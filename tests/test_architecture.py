@@ -22,7 +22,17 @@ SIGNPOSTS = ("kernels", "baselines", "sweeps")
 # cli -> commands -> their work -> measuring and data -> what there is -> the nouns. A unit is a module or a folder.
 LAYERS = (
     {"errors", "version", "case"},
-    {"providers", "catalogue", "mechanism_files", "registry", "semantics", "words", "options", "places"},
+    {
+        "providers",
+        "catalogue",
+        "mechanism_files",
+        "registry",
+        "semantics",
+        "words",
+        "markdown",
+        "options",
+        "places",
+    },
     {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats"},
     {
         "executors",

@@ -98,8 +98,7 @@ def verify(
 
 
 def _left(progress: Progress) -> str:
-    from attnbench.gate.telling import duration
-    from attnbench.words import count_text
+    from attnbench.words import count_text, duration
 
     if progress.left_s is not None:
         return f"about {duration(progress.left_s)} left"

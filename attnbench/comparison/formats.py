@@ -18,18 +18,8 @@ from rich.text import Text
 from attnbench.comparison import words
 from attnbench.comparison.found import Compared, Comparison
 from attnbench.comparison.verdicts import Verdict
+from attnbench.markdown import NAMES, escaped, markdown_table
 
-_LEFT = (
-    "case",
-    "mechanism",
-    "workload",
-    "shape",
-    "verdict",
-    "kernel",
-    "operator",
-    "figure",
-    "waits most for",
-)
 _STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.SLOWER: "bold red",
@@ -173,13 +163,6 @@ def github(found: Comparison, wanted: Wanted) -> str:
     return "\n".join([*lines, _command(kind, wanted.title, words.closing(found))]) + "\n"
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; names stand to the left, numbers to the right."""
-    lines = [headings, ["---" if name in _LEFT else "---:" for name in headings]]
-    lines += [[escaped(text) for text in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 # Formats that are one text. The table is apart: on a terminal it knows the width and has colours.
 TEXTS: Mapping[str, Callable[[Comparison, Wanted], str]] = {
     "table": table_text,
@@ -200,8 +183,8 @@ def _grid(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) ->
     ]
     grid = Table()
     for name in (headings[place] for place in kept):
-        side: Literal["left", "right"] = "left" if name in _LEFT else "right"
-        grid.add_column(name, justify=side, overflow="fold", no_wrap=name not in _LEFT)
+        side: Literal["left", "right"] = "left" if name in NAMES else "right"
+        grid.add_column(name, justify=side, overflow="fold", no_wrap=name not in NAMES)
     for texts, style in lines:
         # Text, never a string: rich would read the bracket of an interval as markup.
         grid.add_row(*(Text(texts[place]) for place in kept), style=style)
@@ -236,12 +219,6 @@ def _case_json(each: Compared) -> dict[str, Any]:
 
 def _change_json(change: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(change), "ratio": change.ratio}
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is: no cell ends early, and no HTML comes of a reason."""
-    plain = " ".join(text.split())
-    return re.sub(r"([\\`*_|\[\]#])", r"\\\1", plain.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _xml_text(text: str) -> str:

@@ -141,7 +141,10 @@ def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[
 
 
 def interpreters(kind: str, *, gpus: int | None) -> tuple[Interpreter, ...]:
-    """One for each GPU of this machine that is used."""
+    """One for each GPU of this machine that is used; gpus: of those that are visible, None: all.
+
+    Raises UserError where so many are not visible.
+    """
     seen = visible_gpus(kind)
     if gpus is not None and gpus > max(len(seen), 1 if kind == "cpu" else 0):
         raise UserError(f"this machine has {count_text(len(seen), 'GPU')}, and --gpus asks for {gpus}")

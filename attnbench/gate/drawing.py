@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from attnbench import store
 from attnbench.comparison.comparing import compare
-from attnbench.comparison.formats import markdown_table
 from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, percent_text
 from attnbench.errors import UserError
 from attnbench.gate import noise
+from attnbench.markdown import markdown_table
 from attnbench.sweeps.sweep import Sweep
 from attnbench.words import count_text, joined
 

@@ -43,13 +43,14 @@ from attnbench.executors.lock import device_lock
 from attnbench.gate import drawing, noise, trees
 from attnbench.gate.planting import SITES, Site
 from attnbench.gate.processes import FreshProcesses
-from attnbench.gate.telling import Teller, duration
+from attnbench.gate.telling import Teller
 from attnbench.gate.trees import Tree
 from attnbench.measure.clock import now_s
 from attnbench.measure.gpus import device_kind
 from attnbench.options import DeviceOption, make_console
 from attnbench.sweeps.loader import load
 from attnbench.sweeps.sweep import Sweep
+from attnbench.words import duration
 
 UNCHANGED = "unchanged"
 _BRANCH_REPORT = "branch.json"
@@ -141,8 +142,7 @@ def measure(wanted: Wanted, *, command: Sequence[str], teller: Teller) -> None:
     todo = missing(wanted)
     if not todo:
         return
-    kind = wanted.sweep.device
-    device_kind(kind)
+    kind = device_kind(wanted.sweep.device)  # refused where it is a GPU that is not here
     with ExitStack() as stack:
         lock = stack.enter_context(device_lock(kind))
         found: dict[str, Tree] = {}
@@ -181,7 +181,7 @@ def check_branch(wanted: Wanted, *, teller: Teller) -> None:
         or now_s() + _CHECK_PROCESSES * _longest_s(wanted) > wanted.deadline_s
     ):
         return
-    device_kind(wanted.sweep.device)
+    device_kind(wanted.sweep.device)  # as above
     teller.say("planting on a branch: attnbench check --against HEAD~1")
     with tempfile.TemporaryDirectory(prefix="attnbench-branch-", ignore_cleanup_errors=True) as temporary:
         root = Path(temporary) / "tree"

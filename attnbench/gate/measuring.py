@@ -14,8 +14,7 @@ from attnbench.case import Case, Status
 from attnbench.comparison.found import Comparison, settled
 from attnbench.comparison.verdicts import SIGNIFICANCE, Verdict
 from attnbench.gate.processes import Process, Source
-from attnbench.gate.telling import duration
-from attnbench.words import count_text
+from attnbench.words import count_text, duration
 
 PROCESSES = 5  # a side, where there is one look
 FIRST_LOOK = 3  # a side, where a time budget pays for more

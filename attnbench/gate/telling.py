@@ -42,16 +42,6 @@ class Teller:
             self._status.update(case.case_id)
 
 
-def duration(seconds: float) -> str:
-    """A span of time to a person: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def seconds(text: str, *, option: str) -> float:
     """`90`, `90s`, `5m` or `1.5h` in seconds.
 

@@ -24,6 +24,7 @@ import typer
 
 from attnbench.case import Cache, Case, Launch
 from attnbench.errors import UserError
+from attnbench.markdown import markdown_table
 from attnbench.measure.clock import Call, CudaClock
 from attnbench.measure.environment import device_name, pick_device
 from attnbench.measure.inputs import prepare
@@ -148,7 +149,6 @@ def table(found: Mapping[Case, Agreement], *, nothing: Agreement, device: str, l
         "ratio",
         f"less {constant}",
     )
-    lines = [headings, ("---", *["---:"] * (len(headings) - 1)), *rows]
     return "\n".join(
         [
             f"# CUDA events against CUPTI on {device}, launch {launch}",
@@ -156,7 +156,7 @@ def table(found: Mapping[Case, Agreement], *, nothing: Agreement, device: str, l
             "Each row: the same calls by both clocks, with a cold L2; the span by CUPTI is from the first kernel's "
             "begin to the last one's end, and what events take in beyond it is the median over the calls.",
             "",
-            *(f"| {' | '.join(line)} |" for line in lines),
+            markdown_table(headings, rows),
             "",
             f"{near} of {len(long_)} cases over {_LONG_US:.0f} µs agree within {_NEAR:.0%}. Events take in "
             f"{beyond_us:.2f} µs beyond the span in the median case, and {constant} where a kernel only writes one "

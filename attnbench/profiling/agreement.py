@@ -26,9 +26,9 @@ import torch
 import typer
 
 from attnbench.case import Cache, Case, Launch
-from attnbench.comparison.formats import markdown_table
 from attnbench.errors import UserError, unknown
 from attnbench.executors.lock import Descriptors, device_lock
+from attnbench.markdown import markdown_table
 from attnbench.measure.clock import Call, CudaClock
 from attnbench.measure.environment import device_name, pick_device
 from attnbench.measure.inputs import prepare

@@ -12,7 +12,6 @@ from pathlib import Path
 from attnbench.case import DTYPES, Case, Status, Workload
 from attnbench.errors import UserError
 from attnbench.executors.lock import Descriptors, device_lock
-from attnbench.gate.telling import duration
 from attnbench.measure.clock import now_s
 from attnbench.profiling import counters, formats, found
 from attnbench.profiling.comparing import Beside, pair
@@ -22,6 +21,7 @@ from attnbench.profiling.process import Ended, run
 from attnbench.registry import find
 from attnbench.sweeps.defaults import value_dim_of, windows_of
 from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_sizes
+from attnbench.words import duration
 
 INDEX, BESIDE = "profiles.md", "beside.md"
 Tell = Callable[[str], None]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnbench.case import Status
-from attnbench.comparison.formats import escaped, markdown_table
+from attnbench.markdown import escaped, markdown_table
 from attnbench.profiling import words
 from attnbench.profiling.comparing import Beside
 from attnbench.profiling.found import Profile, as_dict

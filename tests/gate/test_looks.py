@@ -11,7 +11,8 @@ from attnbench.comparison import ratios
 from attnbench.comparison.verdicts import SIGNIFICANCE
 from attnbench.gate import noise
 from attnbench.gate.measuring import level
-from attnbench.gate.telling import duration, seconds
+from attnbench.gate.telling import seconds
+from attnbench.words import duration
 
 LOOKS = (3, 5, 8, 12, 18)  # processes a side at each look of a gate with a time budget
 FAST = 200
