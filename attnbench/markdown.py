@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 NAMES = (
     "case",
     "mechanism",
+    "dtype",
+    "provider",
     "workload",
     "shape",
     "verdict",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 from collections import Counter
@@ -24,6 +25,7 @@ from attnbench.measure.pretending import VARIABLE, VISIBLE, pretended
 from attnbench.registry import Provider, find, mechanisms
 from attnbench.verification import checking, kept, scope
 from attnbench.verification.checking import End, Listener, Outcome, jobs_on
+from attnbench.verification.page import page
 from attnbench.verification.plan import Group, Kind, Pace, Plan, groups_of
 
 LENGTHS = (1, 65, 200, 2000)
@@ -448,3 +450,20 @@ def test_slow_groups_that_come_first_do_not_spoil_the_time_left() -> None:
     assert pace.left_s(workers=2) == pytest.approx(99 * 2.0 / 2)
     pace.left.clear()
     assert pace.left_s(workers=2) == 0.0
+
+
+def test_a_page_tells_a_wrong_case_from_what_is_right_absent_or_left(
+    tmp_path: Path, played: type[Played]
+) -> None:
+    rows = _verify().findings
+    wrong = dataclasses.replace(rows[0], faults=("B2-H3-N17-D16: incorrect: rel_err_dq 0.5 | over 2e-05",))
+    absent = dataclasses.replace(
+        rows[1], shapes=0, unsupported=2, why_unsupported="not installed: pip install it"
+    )
+    text = page([wrong, absent, dataclasses.replace(rows[2], left=3, faults=())])
+    assert f"wrong: {rows[0].mechanism} in fp32; 1 unsupported; 3 cases left to check." in text
+    assert "1 pair of mechanism and dtype right" in text
+    assert f"| {rows[2].mechanism} | fp32 |" in text
+    assert "right, 3 left |" in text
+    assert "incorrect: rel\\_err\\_dq 0.5 \\| over" in text  # the bar ends no cell
+    assert f"- {rows[1].mechanism} fp32: not installed: pip install it" in text

@@ -46,7 +46,9 @@ def verify(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder that keeps what is checked; the same command goes on."),
+        typer.Option(
+            "--out", "-o", help="Folder that keeps what is checked, and verify.md; the same command goes on."
+        ),
     ] = None,
     json_: Json = False,
     device: DeviceOption = "auto",
@@ -107,15 +109,17 @@ def _left(progress: Progress) -> str:
 
 def _end(outcome: Outcome, *, total: int, out: Path | None, json_: bool) -> None:
     """The findings, what is left, and the exit code."""
-    from attnbench.executors.run_folder import write_json
+    from attnbench.executors.run_folder import write_json, write_text
     from attnbench.verification.checking import End
+    from attnbench.verification.page import page
 
     interrupted = outcome.end is End.INTERRUPTED
+    report = [_as_json(finding) for finding in outcome.findings]
+    if out is not None and report:
+        write_json(out / "verify.json", report)
+        write_text(out / "verify.md", page(outcome.findings))
     if json_ and not interrupted:
-        report = [_as_json(finding) for finding in outcome.findings]
         print(json.dumps(report, indent=1))
-        if out is not None and report:
-            write_json(out / "verify.json", report)
     elif outcome.findings and not interrupted:
         _print_findings(outcome.findings)
     if outcome.end is not End.DONE:
@@ -147,21 +151,14 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print_findings(found: list[Finding]) -> None:
     from rich.table import Table
 
+    from attnbench.verification.page import HEADINGS, TITLE, cells, remarks
+
     console = make_console()
-    table = Table(title="Largest relative error against the fp64 oracle", title_justify="left")
-    for name in ("mechanism", "dtype", "shapes", "o", "dq", "dk", "dv", "allowed", "verdict"):
+    table = Table(title=TITLE, title_justify="left")
+    for name in HEADINGS:
         table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
-    for f in found:
-        errors = ("" if f.worst[n] is None else f"{f.worst[n]:.1e}" for n in ("o", "dq", "dk", "dv"))
-        verdict = "right" if f.status == "ok" else None if f.status is None else str(f.status)
-        left = f"{f.left:,} left" if f.left else None
-        allowed = f"{f.tolerance:.0e}" if f.shapes else ""
-        table.add_row(
-            f.mechanism, f.dtype, str(f.shapes), *errors, allowed, ", ".join(filter(None, (verdict, left)))
-        )
+    for finding in found:
+        table.add_row(*cells(finding))
     console.print(table)
-    for f in found:
-        if f.why_unsupported:
-            console.print(plain(f"{f.mechanism} {f.dtype}: {f.why_unsupported}"), highlight=False)
-        for fault in f.faults:
-            console.print(plain(f"{f.mechanism} {f.dtype} {fault}"), highlight=False)
+    for remark in remarks(found):
+        console.print(plain(remark), highlight=False)

@@ -18,6 +18,7 @@ class Finding:
 
     mechanism: str
     dtype: str
+    device: str | None
     provider: str | None
     tolerance: float
     shapes: int  # checked; one counts again as a decode, and with each other axis
@@ -52,11 +53,11 @@ def _finding(mechanism: str, dtype: str, group: Sequence[Row | None]) -> Finding
     checked = [r for r in rows if r["status"] in (Status.OK, Status.INCORRECT)]
     unsupported = [r for r in rows if r["status"] == Status.UNSUPPORTED]
     bad = [r for r in rows if r["status"] not in (Status.OK, Status.UNSUPPORTED)]
-    providers = [r["provider"] for r in rows if r["provider"]]
     return Finding(
         mechanism=mechanism,
         dtype=dtype,
-        provider=providers[0] if providers else None,
+        device=_first(rows, "device"),
+        provider=_first(rows, "provider"),
         tolerance=TOLERANCES[dtype],
         shapes=len(checked),
         unsupported=len(unsupported),
@@ -70,6 +71,10 @@ def _finding(mechanism: str, dtype: str, group: Sequence[Row | None]) -> Finding
         faults=tuple(f"{_shape(r)}: {r['status']}: {r['reason']}" for r in bad),
         why_unsupported=unsupported[0]["reason"] if unsupported and not checked else None,
     )
+
+
+def _first(rows: Sequence[Row], column: str) -> str | None:
+    return next((row[column] for row in rows if row[column]), None)
 
 
 def _shape(row: Row) -> str:
