@@ -11,8 +11,9 @@ other. What was found is written as Markdown and JSON, beside the Parquet of all
 
 `--only pools` and `--only branch` measure a part, on other machines of one GPU model if need be: the processes lie in
 `processes` of the folder, the check in `branch.json`. Where both are there, gates are drawn on any machine
-(`--device cuda`, with or without a GPU). The processes are also what `attnbench noise ci --replay
-runs/evidence/processes/unchanged-*` and `attnbench check ci --update --replay ...` take.
+(`--device cuda`, with or without a GPU); with `--only pools` they are drawn without the check, and say so. The
+processes are also what `attnbench noise ci --replay runs/evidence/processes/unchanged-*` and `attnbench check ci
+--update --replay ...` take.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def check_branch(wanted: Wanted, *, teller: Teller) -> None:
             [sys.executable, "-m", "attnbench", "check", str((wanted.folder / "sweep.toml").resolve()),
              "--against", "HEAD~1", "--device", wanted.sweep.device, "--format", "json", "--runs", str(runs)],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": trees.search_path(root)},
             stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip
@@ -276,10 +277,13 @@ def _kept_branch(wanted: Wanted) -> dict[str, Any] | None:
     return found
 
 
-def _sections(judged: Sequence[drawing.Drawn], branch: Mapping[str, Any], site: Site) -> Iterator[str]:
+def _sections(judged: Sequence[drawing.Drawn], branch: Mapping[str, Any] | None, site: Site) -> Iterator[str]:
     for each in judged:
         yield drawing.markdown(each, planted=site.cases)
-    yield drawing.branch_markdown(branch, planted=site.cases)
+    if branch is None:
+        yield "The check of a slow-down planted on a commit is not measured yet."
+    else:
+        yield drawing.branch_markdown(branch, planted=site.cases)
 
 
 def main(
@@ -333,7 +337,7 @@ def main(
     if only is not Part.POOLS:
         check_branch(wanted, teller=teller)
     branch, processes_left = _kept_branch(wanted), len(missing(wanted))
-    if branch is None or processes_left:
+    if processes_left or (branch is None and only is not Part.POOLS):
         left = [f"{processes_left} processes"] if processes_left else []
         left += ["the check on a branch"] if branch is None else []
         print(
@@ -342,7 +346,7 @@ def main(
         raise typer.Exit(3)
     tables = tables_of(wanted)
     judged = drawing.judge(tables, unchanged=UNCHANGED, gates=gates, a_side=a_side)
-    cards = drawing.cards(tables, branch)
+    cards = drawing.cards(tables, branch or {})
     text = (
         "\n\n".join([drawing.header(wanted.sweep, tables), *cards, *_sections(judged, branch, wanted.site)])
         + "\n"

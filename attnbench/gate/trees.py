@@ -201,6 +201,11 @@ def resolve(name: str, *, repository: Path) -> str:
     raise UserError(f"there is no revision '{name}' in {repository}; {hint}")
 
 
+def search_path(first: Path) -> str:
+    """PYTHONPATH with a folder before what is there: libraries stay on it, and another attnbench must not win."""
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def git(repository: Path, *arguments: str, may_fail: bool = False) -> str:
     """What git prints, without the last newline; with `may_fail`, "" where it refuses.
 
@@ -233,7 +238,7 @@ def _borrowing(worktree: Path, *, label: str, folder: Path) -> Interpreter:
         *(f"import site; site.addsitedir({path!r})" for path in dict.fromkeys(ours)),
     ]
     (packages / "a-revision.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Interpreter(command=(str(python), "-P"), variables={"PYTHONPATH": _path(folder / "path")})
+    return Interpreter(command=(str(python), "-P"), variables={"PYTHONPATH": search_path(folder / "path")})
 
 
 def _installed(worktree: Path, *, label: str, folder: Path) -> Interpreter:
@@ -254,11 +259,6 @@ def _environment(folder: Path, *, with_pip: bool) -> tuple[Path, Path]:
     venv.EnvBuilder(with_pip=with_pip, symlinks=True).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return folder / "lib" / version / "site-packages", folder / "bin" / "python"
-
-
-def _path(first: Path) -> str:
-    """PYTHONPATH with a folder before what is there: another attnbench on it must not win."""
-    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _ask(interpreter: Interpreter, *, label: str, device: str) -> dict[str, Any]:

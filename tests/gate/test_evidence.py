@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +19,11 @@ from typer.testing import CliRunner
 from attnbench import store
 from attnbench.comparison.verdicts import Verdict
 from attnbench.errors import UserError
-from attnbench.gate import drawing, evidence
+from attnbench.gate import drawing, evidence, trees
 from attnbench.gate.planting import SITES
 from attnbench.gate.processes import recorded
+from attnbench.gate.telling import Teller
+from attnbench.options import make_console
 from attnbench.sweeps.loader import load
 
 if TYPE_CHECKING:
@@ -130,7 +136,10 @@ def test_what_two_cards_measured_is_drawn_where_there_is_none(
         _command("--only", "pools")
     for number in (1, 2):
         _kept(player, f"planted-0.05-{number:02d}", folder=runs, factor=1.05)
-    assert _command("--only", "pools") == 3
+    assert _command("--only", "pools") == 0
+    text = Path("found/evidence.md").read_text()
+    assert "Planted in lightning1" in text
+    assert "The check of a slow-down planted on a commit is not measured yet." in text
     with pytest.raises(UserError, match="no CUDA device"):
         _command()
     case = {"case_id": player.cases[0].case_id, "ratio": None, "verdict": "slower"}
@@ -163,6 +172,30 @@ def _wanted(player: Player) -> evidence.Wanted:
         folder=player.folder / "runs",
         deadline_s=0.0,
     )
+
+
+def test_the_check_on_a_branch_finds_libraries_where_this_process_does(
+    player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch's attnbench comes first, and what else PYTHONPATH holds stays on it."""
+    seen: list[list[str]] = []
+    really = subprocess.run
+
+    def run(command: list[str], **options: Any) -> Any:
+        if "--against" not in command:  # git
+            return really(command, **options)
+        assert trees.git(options["cwd"], "log", "-1", "--format=%s") == "A planted slow-down"
+        first, *rest = options["env"]["PYTHONPATH"].split(os.pathsep)
+        assert first == str(options["cwd"])
+        seen.append(rest)
+        raise StopIteration
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["libraries", "more"]))
+    monkeypatch.setattr(subprocess, "run", run)
+    wanted = dataclasses.replace(_wanted(player), deadline_s=math.inf)
+    with pytest.raises(StopIteration):
+        evidence.check_branch(wanted, teller=Teller(make_console()))
+    assert seen == [["libraries", "more"]]
 
 
 def test_pools_take_turns_and_what_is_there_is_not_measured_again(player: Player) -> None:
