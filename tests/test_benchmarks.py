@@ -98,7 +98,7 @@ def test_an_imported_run_is_a_run(document: Document) -> None:
     assert record["environment"]["device"] == rows["lightning2"]["device"]
     assert {"git", "processor", "versions"} <= set(record["environment"])
     assert document["machine_info"] == {k: v for k, v in record["environment"].items() if k != "git"}
-    assert set(record["ceilings"]) == {"copy_gbps", "matmul_tflops"}
+    assert set(record["ceilings"]) == {"copy_gbps", "matmul_tflops", "empty_call_ms"}
 
 
 def test_import_from_the_command_line(saved: Path, tmp_path: Path) -> None:

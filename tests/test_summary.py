@@ -158,6 +158,20 @@ def test_incorrect_is_loud() -> None:
     assert "INCORRECT" in printed(*rows)
 
 
+@pytest.mark.parametrize("empty_ms", [0.004, None], ids=["told", "of-before"])
+def test_calls_that_are_mostly_the_clocks(empty_ms: float | None) -> None:
+    """By the device that measured them; of 0.08 ms the clock's 4 us are the twentieth that is let pass."""
+    rows = [row("a", n, ms, device="one") for n, ms in ((512, 0.01), (1024, 0.07), (2048, 0.08))]
+    given = frame(*rows, row("a", 4096, 0.01, device="another"))
+    ceilings = {"copy_gbps": 1.0, "matmul_tflops": {}, "empty_call_ms": empty_ms}
+    given.attrs["runs"] = {"r": {"environment": {"device": "one"}, "ceilings": ceilings}}
+    said = [w for w in summarize_run(given).warnings if "clock's own" in w]
+    assert bool(said) is (empty_ms is not None)
+    if said:
+        assert "in 2 of 3 timed cases more than 5% of the time is the clock's own" in said[0]
+        assert "a call that does nothing takes 4.00 µs by it (at worst of 0.0100 ms: a.fwd." in said[0]
+
+
 def test_calls_that_wait_for_the_host() -> None:
     """Not those that wait for some microseconds, nor those of which nothing is known."""
     rows = [row("a", n, 1.0, busy_ms=busy) for n, busy in ((512, 0.3), (1024, 0.79), (2048, 0.81))]

@@ -103,6 +103,7 @@ def test_a_case_measured_end_to_end(tmp_path: Path) -> None:
     assert ceilings is not None
     assert ceilings["copy_gbps"] > 0.1
     assert ceilings["matmul_tflops"]["fp32"] > 0
+    assert 0 < ceilings["empty_call_ms"] < row["median_ms"]
 
     assert (row["status"], row["reason"]) == ("ok", None)
     assert row["case_id"] == case.case_id

@@ -1,4 +1,4 @@
-"""The device's own ceilings, measured in the same run: copy bandwidth, and the matrix rate of each dtype."""
+"""The device's own limits, measured in the same run: copy bandwidth, matrix rate by dtype, and the shortest time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from attnbench.measure.clock import open_clock
 from attnbench.semantics import TORCH_DTYPES
 
 _SAMPLES = 10
+_EMPTY_SAMPLES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """Copy bandwidth in GB/s (bytes read plus bytes written, 10^9) and matmul rate in TFLOP/s by dtype."""
+    """Copy bandwidth in GB/s (bytes read plus bytes written, 10^9) and matmul rate in TFLOP/s by dtype.
+
+    empty_call_ms: what the clock tells of a call that writes one element, so that no call takes less by it; None in
+    records of before.
+    """
 
     copy_gbps: float
     matmul_tflops: dict[str, float]
+    empty_call_ms: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -34,7 +40,7 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device) -> Ceilings:
-    """Measure both ceilings on `device`: about half a second on a data-centre GPU, one second on two CPU cores."""
+    """Measure them on `device`: about half a second on a data-centre GPU, one second on two CPU cores."""
     cuda = device.type == "cuda"
     copy_bytes = 2**30 if cuda else 2**26
     size = 8192 if cuda else 1024
@@ -50,4 +56,19 @@ def measure_ceilings(device: torch.device) -> Ceilings:
         multiply = functools.partial(torch.matmul, a, b, out=torch.matmul(a, b))
         product_ms = statistics.median(clock.batch(multiply, _SAMPLES))
         rates[dtype] = 2 * size**3 / (product_ms * 1e-3) / 1e12
-    return Ceilings(copy_gbps=2 * copy_bytes / (copy_ms * 1e-3) / 1e9, matmul_tflops=rates)
+    return Ceilings(
+        copy_gbps=2 * copy_bytes / (copy_ms * 1e-3) / 1e9,
+        matmul_tflops=rates,
+        empty_call_ms=_empty_call_ms(device),
+    )
+
+
+def _empty_call_ms(device: torch.device) -> float:
+    # On a GPU with the cache cleared: meanwhile the host gets ahead, and its launch is no part of the time.
+    clock = open_clock(device=device, cache=Cache.COLD if device.type == "cuda" else Cache.HOT)
+    element = torch.zeros(1, device=device)
+    clock.batch(element.zero_, _SAMPLES)
+    try:
+        return statistics.median(clock.batch(element.zero_, _EMPTY_SAMPLES))
+    finally:
+        clock.close()

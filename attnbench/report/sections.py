@@ -225,7 +225,7 @@ def _record(record: Mapping[str, Any]) -> str:
     rates = ", ".join(
         f"{three(rate)} TFLOP/s in {dtype}" for dtype, rate in _part(ceilings, "matmul_tflops").items()
     )
-    copy = ceilings.get("copy_gbps")
+    copy, empty_ms = ceilings.get("copy_gbps"), ceilings.get("empty_call_ms")
     versions = {name: version for name, version in _part(environment, "versions").items() if version}
     return facts(
         {
@@ -238,6 +238,7 @@ def _record(record: Mapping[str, Any]) -> str:
             "highest SM clock": _with_unit(gpu.get("max_sm_clock_mhz"), "MHz"),
             **{name: bytes_text(value) for name, value in memory.items() if value},
             "ceilings": "; ".join(filter(None, [f"{three(copy)} GB/s copied" if copy else "", rates])),
+            "a call that does nothing": time_text(empty_ms) if empty_ms else None,
             "processor": environment.get("processor"),
             "system": environment.get("system"),
             "python": environment.get("python"),

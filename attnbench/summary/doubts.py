@@ -1,4 +1,4 @@
-"""What to doubt in the times of a run: several devices, a slow host, clocks that moved or were low, wide intervals."""
+"""What to doubt in the times of a run: several devices, calls too short, a slow host, clocks, wide intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from attnbench.case import Launch, Status
 from attnbench.curves import Curve
-from attnbench.places import by_place
+from attnbench.places import by_place, ceilings_by_device
 from attnbench.words import count_text, time_text
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
@@ -18,6 +18,7 @@ _CLOCK_FLAG, _CLOCK_STEADY = 0.75, 0.95
 # A call in which the device is at work for less than this share of the time is mostly its host's; what is idle for less
 # than this many milliseconds besides may be the events' own.
 _AT_WORK, _IDLE_MS = 0.8, 0.005
+_CLOCKS_SHARE = 0.05  # of a time that is the clock's own: more is worth a word
 _WIDE = 0.05  # an interval that reaches farther than this from the median is worth a word
 _NO_THROTTLE = ("", "none", "gpu_idle", "idle")
 
@@ -26,6 +27,7 @@ def warnings_of(frame: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
     """All of them, without full stops; `found`: the curves of the frame."""
     return (
         *_mixed(frame),
+        *_short(frame),
         *_launched_late(frame),
         *_unlocked(frame),
         *_throttled(frame),
@@ -42,6 +44,27 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
     parts = [f"{count_text(int(counts[name]), 'case')} on {name}" for name in sorted(counts.index)]
     return [
         f"these results are of {len(counts)} devices ({', '.join(parts)}): nothing of one is compared with another"
+    ]
+
+
+def _short(frame: pd.DataFrame) -> list[str]:
+    """Calls of which much is what lies between the clock's marks and the kernel."""
+    empty_ms = {
+        device: ceilings["empty_call_ms"]
+        for run in frame.attrs.get("runs", {}).values()
+        for device, ceilings in ceilings_by_device(run)
+        if device and ceilings.get("empty_call_ms")
+    }
+    timed = frame[(frame["status"] == Status.OK) & frame["device"].isin(list(empty_ms))]
+    shares = timed["device"].map(empty_ms).astype("float64") / timed["median_ms"]
+    short = timed[shares > _CLOCKS_SHARE]
+    if short.empty:
+        return []
+    worst = timed.iloc[int(shares.argmax())]
+    return [
+        f"in {len(short):,} of {count_text(len(timed), 'timed case')} more than {_CLOCKS_SHARE:.0%} of the time is the "
+        f"clock's own: a call that does nothing takes {time_text(empty_ms[worst['device']])} by it (at worst of "
+        f"{time_text(worst['median_ms'])}: {worst['case_id']})"
     ]
 
 
