@@ -51,14 +51,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a CUDA device; elsewhere they are skipped, visibly."""
+    """Tests marked `gpu` need a CUDA device, and those marked `alone` besides no other test on it; elsewhere they are
+    skipped, visibly.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return
+    here = torch.cuda.is_available()
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not here:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        elif item.get_closest_marker("alone") and beside:
+            item.add_marker(pytest.mark.skip(reason="times the GPU: run it without -n"))
 
 
 def pytest_collection_finish() -> None:

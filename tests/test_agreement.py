@@ -77,6 +77,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("launch", Launch)
 def test_both_clocks_agree_on_a_long_kernel(launch: Launch) -> None:
     """Events take in about 4 µs beside a kernel: 2 % of one of 200 µs. This one takes 270."""
