@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from attnbench.errors import UserError
 from attnbench.paper import page
 from attnbench.paper.deviations import deviations
-from attnbench.paper.drawing import Sheet, draw
+from attnbench.paper.drawing import draw
 from attnbench.paper.figures import Figure, figures, find
 from attnbench.paper.lines import Line, Origin
 from attnbench.paper.measured import devices
 from attnbench.paper.page import Reproduced
 from attnbench.paper.published import borrowed, corrected, published
+from attnbench.paper.sheet import Sheet
 from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
 from attnbench.words import joined
 

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from attnbench.curves import length_label
-from attnbench.paper.drawing import (
+from attnbench.paper.figures import UNITS, Panel
+from attnbench.paper.lines import Line, Origin
+from attnbench.paper.sheet import (
     DASHES,
     WIDTH,
     Entry,
@@ -34,8 +36,6 @@ from attnbench.paper.drawing import (
     sign_style,
     tick_text,
 )
-from attnbench.paper.figures import UNITS, Panel
-from attnbench.paper.lines import Line, Origin
 from attnbench.plots.axes import log_ticks
 from attnbench.plots.canvas import EDGE, FAINT, INK, LINE, STRIP, Canvas
 from attnbench.plots.looks import marker_size, style_of

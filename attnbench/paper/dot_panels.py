@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import MaxNLocator
 
-from attnbench.paper.drawing import (
+from attnbench.paper.figures import Panel, Series
+from attnbench.paper.lines import Line, Origin, value_text
+from attnbench.paper.sheet import (
     MARKS,
     WIDTH,
     Entry,
@@ -29,8 +31,6 @@ from attnbench.paper.drawing import (
     tick_text,
     widest,
 )
-from attnbench.paper.figures import Panel, Series
-from attnbench.paper.lines import Line, Origin, value_text
 from attnbench.plots.canvas import EDGE, FAINT, INK, LINE, Canvas
 from attnbench.plots.looks import style_of
 from attnbench.plots.text import SMALL, TEXT, short

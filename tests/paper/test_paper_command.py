@@ -18,10 +18,10 @@ from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
 from attnbench.paper import command, sources
-from attnbench.paper.drawing import mark_style, tick_text
 from attnbench.paper.figures import figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
+from attnbench.paper.sheet import mark_style, tick_text
 from attnbench.paper.sources import Budget, Measuring, Taken
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
