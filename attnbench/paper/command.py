@@ -20,7 +20,7 @@ from attnbench.paper.page import Reproduced
 from attnbench.paper.published import borrowed, corrected, published
 from attnbench.paper.sheet import Sheet
 from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
-from attnbench.words import joined
+from attnbench.words import duration, joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +82,8 @@ def reproduce(
     # Whole models take longest: what a budget ends with is theirs.
     order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
     taken = {figure.name: _taken(wanted, figure, measuring if can_measure else None) for figure in order}
+    if can_measure and not wanted.runs:
+        tell(f"measured for {duration(measuring.budget.used_s())}; drawing")
     done = []
     for figure in wanted.figures:
         tell(f"drawing {figure.name}")

@@ -67,9 +67,13 @@ class Budget:
         remaining = self.remaining_s()
         return remaining is not None and remaining <= 0
 
+    def used_s(self) -> float:
+        """What is used of it."""
+        return now_s() - self.begun
+
     def remaining_s(self) -> float | None:
         """What is left; None: without end."""
-        return None if self.seconds is None else self.seconds - (now_s() - self.begun)
+        return None if self.seconds is None else self.seconds - self.used_s()
 
 
 def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:

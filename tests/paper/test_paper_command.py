@@ -18,11 +18,11 @@ from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
 from attnbench.paper import command, sources
-from attnbench.paper.figures import figures, find
+from attnbench.paper.figures import Figure, figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
 from attnbench.paper.sheet import mark_style, tick_text
-from attnbench.paper.sources import Budget, Measuring, Taken
+from attnbench.paper.sources import Budget, Measuring, Taken, available
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
 
@@ -271,6 +271,27 @@ def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
     taken = measuring(5.0).take(figure)
     assert taken.left == ()
     assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in (first, *others))
+
+
+def test_how_long_it_measured_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [1000.0]
+
+    def take(measuring: Measuring, figure: Figure) -> Taken:
+        clock[0] += 75.0
+        return available(figure, tmp_path / "nothing")
+
+    monkeypatch.setattr("attnbench.paper.sources.now_s", lambda: clock[0])
+    monkeypatch.setattr(
+        "attnbench.paper.command.Budget", lambda seconds: Budget(seconds=seconds, begun=1000.0)
+    )
+    monkeypatch.setattr(Measuring, "take", take)
+    told: list[str] = []
+    for can_measure in (True, False):
+        wanted = command.request("readme-speed", runs=[], budget_min=None, out=tmp_path)
+        command.reproduce(
+            wanted, device="cpu", can_measure=can_measure, console=Console(quiet=True), tell=told.append
+        )
+    assert told == ["measured for 1 min 15 s; drawing", "drawing readme-speed", "drawing readme-speed"]
 
 
 class _Executor:
