@@ -33,15 +33,26 @@ class Group:
 
 def groups_of(wanted: Sequence[Case], *, device: str) -> list[Group]:
     """Those first that take longest, so that no worker begins with one of them when the others have ended."""
-    together: dict[tuple[str, str, int], list[int]] = {}
+    together: dict[tuple[str, str, int, int], list[int]] = {}
     for place, case in enumerate(wanted):
-        together.setdefault((case.mechanism, case.dtype, case.head_dim), []).append(place)
-    kinds = {mechanism: _kind(mechanism, device=device) for mechanism, _, _ in together}
-    longest = sorted(together.items(), key=lambda each: (kinds[each[0][0]], len(each[1])), reverse=True)
+        together.setdefault((case.mechanism, case.dtype, case.head_dim, case.value_dim), []).append(place)
+    kinds = {mechanism: _kind(mechanism, device=device) for mechanism, *_ in together}
+    # Wide heads compile for longer.
+    longest = sorted(
+        together.items(), key=lambda each: (kinds[each[0][0]], sum(each[0][2:]), len(each[1])), reverse=True
+    )
     return [
-        Group(name=f"{mechanism} ({dtype}, head dim {head_dim})", kind=kinds[mechanism], places=tuple(places))
-        for (mechanism, dtype, head_dim), places in longest
+        Group(
+            name=f"{mechanism} ({dtype}, {_dims(head_dim, value_dim)})",
+            kind=kinds[mechanism],
+            places=tuple(places),
+        )
+        for (mechanism, dtype, head_dim, value_dim), places in longest
     ]
+
+
+def _dims(head_dim: int, value_dim: int) -> str:
+    return f"head dim {head_dim}" + (f", value dim {value_dim}" if value_dim != head_dim else "")
 
 
 def _kind(mechanism: str, *, device: str) -> Kind:
