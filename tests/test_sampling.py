@@ -207,13 +207,7 @@ def test_a_call_just_fast_enough_is_not(clock_of: ClockOf) -> None:
 def test_warm_up_lasts_its_time_and_tells_the_fastest_call(clock_of: ClockOf) -> None:
     clock = clock_of([80.0, *itertools.repeat(20.0, 9), 5.0, *itertools.repeat(20.0, 1000)])
     assert warm_up(lambda: None, clock=clock, protocol=_protocol(warmup_s=0.3)) == 5.0
-    assert 300 <= sum(clock.told) < 300 + 20 * 20.0
-
-
-def test_a_call_longer_than_the_warm_up_is_one(clock_of: ClockOf) -> None:
-    clock = clock_of(itertools.repeat(4_000.0))
-    assert warm_up(lambda: None, clock=clock, protocol=_protocol(warmup_s=0.1)) == 4_000.0
-    assert clock.told == [4_000.0]
+    assert 300 <= sum(clock.told) - 80.0 < 300 + 20 * 20.0
 
 
 def test_warm_up_calls_what_will_be_timed() -> None:

@@ -17,11 +17,10 @@ class CaseTimeoutError(Exception):
 
 
 def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
-    """Call until `warmup_s` have passed, once at least; the milliseconds of one call, to plan batches by.
+    """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
 
     Raises CaseTimeoutError when the floor of samples would not fit into `limit_s`.
     """
-    deadline = now_s() + protocol.warmup_s
     estimate = clock.once(call)
     needed = protocol.min_samples_floor * estimate / 1e3
     if needed > protocol.limit_s:
@@ -29,6 +28,7 @@ def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
             f"one call takes {estimate / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
             f"limit of {protocol.limit_s:g} s"
         )
+    deadline = now_s() + protocol.warmup_s
     while now_s() < deadline:
         estimate = min(estimate, *clock.batch(call, _batch_size(estimate, at_most=20)))
     return estimate
