@@ -86,7 +86,7 @@ def test_the_planted_kernels_compile_and_multiply_until_the_timer_says_so(tmp_pa
 @pytest.mark.alone
 @pytest.mark.parametrize("launch", Launch)
 def test_a_planted_launch_takes_its_share_longer(tmp_path: Path, launch: Launch) -> None:
-    """Its share, and some microseconds: the device counts in steps, and three kernels begin and end beside."""
+    """The device counts in steps of up to a microsecond, and three kernels begin and end beside: 3 % at the most."""
     device = torch.device("cuda", 0)
     x = torch.randn(4096, 4096, device=device, dtype=torch.float16)
     times = {}
@@ -102,7 +102,7 @@ def test_a_planted_launch_takes_its_share_longer(tmp_path: Path, launch: Launch)
         call = launched(functools.partial(functools.partial, module.work, x), launch=launch)
         clock.batch(call, 20)
         times[share] = statistics.median(clock.batch(call, 50))
-    assert -0.005 <= times[0.5] - 1.5 * times[0.0] <= 0.015  # ms
+    assert 1.47 <= times[0.5] / times[0.0] <= 1.53
 
 
 def test_a_planted_function_takes_its_share_longer() -> None:

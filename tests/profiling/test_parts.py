@@ -318,9 +318,7 @@ def test_a_profiler_tells_the_time_of_a_long_kernel(name: str, launch: Launch) -
     with device_lock("cuda") as lock:
         (found,) = agreement._by(name, [CASE], samples=30, launch=launch, lock=lock).values()
     assert "reason" not in found
-    assert (
-        0 < found["events_us"] - found["kernels_us"] < 8
-    )  # what lies between the marks and a kernel is 4 to 5
+    assert found["kernels_us"] == pytest.approx(found["events_us"], rel=0.03)
 
 
 def test_the_table_of_profilers_tells_who_agrees_and_who_failed() -> None:
