@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
+import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,74 @@ def test_the_efficiencies_on_two_gpus_that_readme_states() -> None:
         assert f" at {' and '.join(pair)}" in text
     short = [found[name, workload, 2**16] or 0.0 for name in (lasp, lasp2) for workload in ("fwd", "fwd-bwd")]
     assert f"{min(short) * 100:.0f} to {max(short):.0%} of twice one's speed" in text
+
+
+def test_the_ratios_of_the_field_that_readme_states() -> None:
+    frame = load_results(ROOT / "results/h200/field.parquet")
+    times = frame[frame["status"] == "ok"].pivot_table(
+        index=["head_dim", "workload", "seq_len"], columns="mechanism", values="median_ms", aggfunc="min"
+    )
+    over = times.drop(columns=["lightning2", "retnet", "fla-retention"]).div(times["lightning2"], axis=0)
+    nearest = over.min(axis=1).groupby("head_dim").agg(["min", "max"])
+    retention = times["fla-retention"] / times["retnet"]
+    maps = over[["linear-elu", "cosformer", "performer", "rfa"]]
+    text = " ".join(README.split())
+    (short, long), (short_128, long_128) = (nearest.loc[dim].to_numpy(dtype=float) for dim in (64, 128))
+    assert f"{short:.1f} to {long:.1f} times as long at head dim 64" in text
+    assert f"and {short_128:.1f} to {long_128:.1f} at 128" in text
+    assert f"is {retention.min():.1f} to {retention.max():.1f} times as fast as `fla-retention`" in text
+    assert f"{maps.min().min():.0f} to {maps.max().max():.0f} times the plain kernel's time" in text
+
+
+def test_what_readme_states_of_the_gate_and_of_verify() -> None:
+    text = " ".join(README.split())
+    judged = json.loads((ROOT / "results/h200/gate/evidence.json").read_text())["gates"]
+    counts = {
+        (gate["pool"], planted): Counter(
+            verdict
+            for case, found in gate["cases"].items()
+            if case.startswith("lightning1") is planted
+            for verdict in found["verdicts"]
+        )
+        for gate in judged
+        for planted in (True, False)
+    }
+    unchanged = counts["unchanged", True] + counts["unchanged", False]
+    five, two = counts["planted-0.05", True], counts["planted-0.02", True]
+    assert f"called none of {unchanged.total()} cases slower" in text
+    assert unchanged["slower"] == two["faster"] == 0
+    assert f"were found in {five['slower']} of {five.total()}" in text
+    assert f"in {two['slower']} of {two.total()}, and never as `faster`" in text
+    noises = _column(ROOT / "results/h200/gate/evidence.md", "noise", until="## ")
+    assert f"differ by {min(noises):.2f} to {max(noises):.2f} %" in text
+    assert f"in all {len(noises)} cases within 1 %" in text
+    found = json.loads((ROOT / "results/h200/verify/verify.json").read_text())
+    assert f"{sum(each['shapes'] for each in found):,} cases are right and none is wrong" in text
+    assert not any(each["faults"] or each["left"] for each in found)
+
+
+def test_what_readme_and_design_state_of_the_clocks() -> None:
+    file = ROOT / "results/h200/gate/agreement.md"
+    (constant,) = set(re.findall(r"less ([0-9.]+) µs", file.read_text()))
+    beyond = _column(file, "beyond, µs")
+    long_ = [us >= 50 for us in _column(file, "CUPTI, µs")]
+    less = [ratio for ratio, so in zip(_column(file, f"less {constant} µs"), long_, strict=True) if so]
+    profilers = ROOT / "results/h200/profilers.md"
+    first, second = (_column(profilers, f"kernels by {name}, µs") for name in ("torch.profiler", "proton"))
+    apart = [abs(a / b - 1) for a, b in zip(first, second, strict=True)]
+    texts = [" ".join((ROOT / name).read_text().split()) for name in ("README.md", "DESIGN.md")]
+    worst = max(abs(each - 1) for each in less)
+    for text in texts:
+        assert f"{min(beyond):.1f} to {max(beyond):.1f} us" in text
+        assert f"{float(constant):.1f} us" in text
+        assert f"all {len(less)} cases" in text
+        assert f"within {worst * 100:.1f} %" in text
+    assert f"{statistics.median(apart) * 100:.2f} % in the median and by {max(apart) * 100:.0f} %" in texts[1]
+
+
+def _column(file: Path, heading: str, *, until: str | None = None) -> list[float]:
+    """The numbers below a heading of the first table of a page."""
+    rows = [line.strip("| ").split(" | ") for line in file.read_text().partition(until or "\0")[0].splitlines()
+            if line.startswith("| ")]  # fmt: skip
+    place = rows[0].index(heading)
+    return [float(row[place].removesuffix(" %")) for row in rows[2:]]

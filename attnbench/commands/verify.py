@@ -151,12 +151,13 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print_findings(found: list[Finding]) -> None:
     from rich.table import Table
 
+    from attnbench.markdown import NAMES
     from attnbench.verification.page import HEADINGS, TITLE, cells, remarks
 
     console = make_console()
     table = Table(title=TITLE, title_justify="left")
     for name in HEADINGS:
-        table.add_column(name, justify="left" if name in ("mechanism", "dtype", "verdict") else "right")
+        table.add_column(name, justify="left" if name in NAMES else "right")
     for finding in found:
         table.add_row(*cells(finding))
     console.print(table)

@@ -41,6 +41,7 @@ from attnbench.case import Case
 from attnbench.comparison.command import percentage
 from attnbench.errors import UserError
 from attnbench.executors.lock import device_lock
+from attnbench.executors.run_folder import write_json, write_text
 from attnbench.gate import drawing, noise, trees
 from attnbench.gate.planting import SITES, Site
 from attnbench.gate.processes import FreshProcesses
@@ -212,7 +213,7 @@ def check_branch(wanted: Wanted, *, teller: Teller) -> None:
         "seconds": now_s() - begun,
         "machine": noise.machine_of(record),
     }
-    (wanted.folder / _BRANCH_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(wanted.folder / _BRANCH_REPORT, report)
 
 
 def tables_of(wanted: Wanted) -> dict[str, list[pa.Table]]:
@@ -310,7 +311,7 @@ def main(
 ) -> None:
     """Measure the evidence for the gate, in as many sittings as it takes, and say what it shows.
 
-    Exit code 3 while something is missing: give the command again.
+    Exit code 3 while something of what is asked is missing: give the command again.
     """
     begun = now_s()
     # What was measured on a GPU is drawn without one too: it is looked for when something is to be measured.
@@ -353,11 +354,8 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     store.write(store.merge(t for pool in tables.values() for t in pool), out / "processes.parquet")
-    (out / "evidence.md").write_text(text, encoding="utf-8")
-    (out / "evidence.json").write_text(
-        json.dumps({"gates": [drawing.as_json(each) for each in judged], "branch": branch}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    write_text(out / "evidence.md", text)
+    write_json(out / "evidence.json", {"gates": [drawing.as_json(each) for each in judged], "branch": branch})
     print(text)
 
 

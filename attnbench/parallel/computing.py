@@ -67,7 +67,10 @@ def tokens_per_rank(*, ranks: int, seq_len: int) -> int:
 
 
 def fit_compute(rows: Sequence[ParallelCase]) -> Compute:
-    """The law of cases that differ in ranks and length alone, of at least one whose compute_ms is known."""
+    """The law of cases that differ in ranks and length alone.
+
+    Raises ValueError where compute_ms is known of none.
+    """
     known = [row for row in rows if row.compute_ms]
     if not known:
         raise ValueError("rows must hold a case whose compute_ms is known")

@@ -35,7 +35,9 @@ def remarks(found: Sequence[Finding]) -> Iterator[str]:
 
 def page(found: Sequence[Finding]) -> str:
     """Markdown: how it stands in a sentence, the table with who computed each row, and the remarks."""
-    rows = [[*cells(f)[:2], f.provider or "", *cells(f)[2:]] for f in found]
+    rows = [
+        [mechanism, dtype, f.provider or "", *rest] for f in found for mechanism, dtype, *rest in [cells(f)]
+    ]
     table = markdown_table([*HEADINGS[:2], "provider", *HEADINGS[2:]], rows)
     said = [f"- {escaped(remark)}" for remark in remarks(found)]
     return "\n".join([f"# {TITLE}", "", _standing(found), "", table, "", *said]).rstrip() + "\n"
