@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -160,6 +161,41 @@ def test_the_denominator_is_a_second_scan_that_is_16_wide() -> None:
     (q, k, v), options = call_of(case_of("linear-elu", n=40))
     feature_attention.elu_attention(q, k, v, **options, scan=scan)
     assert widths == [48, 16]
+
+
+@pytest.mark.parametrize("mechanism", FEATURES)
+def test_what_is_fused_is_one_graph_for_all_shapes_and_computes_the_same(mechanism: str) -> None:
+    """Traced as for a GPU, and run as it is written."""
+    name = {"linear-elu": "elu", "rfa": "random_feature"}.get(mechanism, mechanism)
+    function = getattr(feature_attention, f"{name}_attention")
+    graphs: list[str] = []
+
+    def scan(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return lightning_torch.lightning2(q, k, v, slopes=None, scale=1.0, causal=True)
+
+    @functools.cache
+    def fuse(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def backend(graph: torch.fx.GraphModule, examples: object) -> Callable[..., Any]:
+            graphs.append(part.__name__)
+            return graph.forward
+
+        fused: Callable[..., Tensor] = torch.compile(part, backend=backend, dynamic=True, fullgraph=True)
+        return fused
+
+    torch.compiler.reset()
+    for n in (70, 90):
+        (q, k, v), options = call_of(case_of(mechanism, n=n))
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        outs = [
+            function(*leaves, **options, scan=scan, fuse=each)
+            for each in (fuse, feature_attention.as_written)
+        ]
+        grads = [torch.autograd.grad(o.square().sum(), leaves) for o in outs]
+        for one, other in zip((outs[0], *grads[0]), (outs[1], *grads[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    torch.compiler.reset()
+    maps = 2 if mechanism == "performer" else 1
+    assert len(graphs) == maps + 2, "with the division, also of a gradient, and the denominator's gradient"
 
 
 # ---------------------------------------------------------------- retention

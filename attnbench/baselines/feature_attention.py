@@ -5,7 +5,8 @@
 The scan runs twice: over v for the numerator, and over 16 columns of ones for the denominator, the narrowest that our
 kernels take. Widening v by these columns instead would copy v and make the keys of the backward's scans E + 16 wide,
 which rounds 64 up to 128 and 128 up to 256. Features are computed by torch's operators in fp32 and rounded to the
-dtype of v: their passes over memory are part of what is timed.
+dtype of v. `fuse` is given each function of elements and rows, and may return one that computes the same in fewer
+passes over memory, such as torch.compile makes; these passes are part of what is timed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from torch import Tensor
 from attnbench.baselines.contract import need_causal, need_no_slopes, need_unit_scale
 
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k: [B, H, N, F], v: [B, H, N, E] -> [B, H, N, E]
+Fuse = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+
+
+def as_written(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Nothing is fused: the function itself."""
+    return function
+
 
 _ONES = 16
 # Gradients are differences of nearly equal terms where a query sees few keys: a first token's is exactly 0. In
@@ -28,7 +36,15 @@ _SHORT = 64
 
 
 def elu_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool, scan: Scan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    causal: bool,
+    scan: Scan,
+    fuse: Fuse = as_written,
 ) -> Tensor:
     """phi(x) = 1 + elu(x).
 
@@ -39,12 +55,20 @@ def elu_attention(
     """
     _need_plain(slopes, causal=causal)
     need_unit_scale(scale)
-    phi_q, phi_k = (torch.nn.functional.elu(x.float()) + 1 for x in (q, k))
-    return _normalised(phi_q, phi_k, v, scan=scan)
+    phi_q, phi_k = (fuse(_elu)(x, _between(v)) for x in (q, k))
+    return _normalised(phi_q, phi_k, v, scan=scan, fuse=fuse)
 
 
 def cosformer_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool, scan: Scan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    scale: float,
+    causal: bool,
+    scan: Scan,
+    fuse: Fuse = as_written,
 ) -> Tensor:
     """relu(q_t) . relu(k_s) cos(pi (t - s) / 2N), as a product of rows of 2D: relu(x) times a cosine, and a sine.
 
@@ -53,11 +77,8 @@ def cosformer_attention(
     """
     _need_plain(slopes, causal=causal)
     need_unit_scale(scale)
-    N = q.shape[2]
-    angle = torch.arange(N, device=q.device, dtype=torch.float32)[:, None] * (math.pi / (2 * N))
-    cosine, sine = angle.cos(), angle.sin()
-    phi_q, phi_k = (torch.cat([x.relu() * cosine, x.relu() * sine], dim=-1) for x in (q, k))
-    return _normalised(phi_q, phi_k, v, scan=scan, least=1e-6)
+    phi_q, phi_k = (fuse(_cosine)(x, _between(v)) for x in (q, k))
+    return _normalised(phi_q, phi_k, v, scan=scan, fuse=fuse, least=1e-6)
 
 
 def performer_attention(
@@ -70,6 +91,7 @@ def performer_attention(
     causal: bool,
     projection: Tensor,
     scan: Scan,
+    fuse: Fuse = as_written,
 ) -> Tensor:
     """phi(x) = exp(w_m . y - |y|^2 / 2) with y = sqrt(scale) x, an estimate of softmax attention.
 
@@ -80,15 +102,9 @@ def performer_attention(
     Source: "Rethinking Attention with Performers" (arXiv 2009.14794), Lemma 1, and the authors' code (fast_attention).
     """
     _need_plain(slopes, causal=causal)
-
-    def exponents(x: Tensor) -> Tensor:
-        y = x.float() * math.sqrt(scale)
-        return y @ projection.mT - y.square().sum(-1, keepdim=True) / 2
-
-    of_q, of_k = exponents(q), exponents(k)
-    phi_q = (of_q - of_q.detach().amax(-1, keepdim=True)).exp()
-    phi_k = (of_k - of_k.detach().amax((-2, -1), keepdim=True)).exp()
-    return _normalised(phi_q, phi_k, v, scan=scan)
+    phi_q = fuse(_positive_of_queries)(q, projection, scale, _between(v))
+    phi_k = fuse(_positive_of_keys)(k, projection, scale, _between(v))
+    return _normalised(phi_q, phi_k, v, scan=scan, fuse=fuse)
 
 
 def random_feature_attention(
@@ -101,6 +117,7 @@ def random_feature_attention(
     causal: bool,
     projection: Tensor,
     scan: Scan,
+    fuse: Fuse = as_written,
 ) -> Tensor:
     """phi(x) = [sin(w_m . x / |x|), cos(w_m . x / |x|)] / sqrt(M), an estimate of a Gaussian kernel; without gates.
 
@@ -109,12 +126,8 @@ def random_feature_attention(
     """
     _need_plain(slopes, causal=causal)
     need_unit_scale(scale)
-
-    def features(x: Tensor) -> Tensor:
-        angle = torch.nn.functional.normalize(x.float(), dim=-1) @ projection.mT
-        return torch.cat([angle.sin(), angle.cos()], dim=-1) / math.sqrt(projection.shape[-2])
-
-    return _normalised(features(q), features(k), v, scan=scan)
+    phi_q, phi_k = (fuse(_trigonometric)(x, projection, _between(v)) for x in (q, k))
+    return _normalised(phi_q, phi_k, v, scan=scan, fuse=fuse)
 
 
 def _need_plain(slopes: Tensor | None, *, causal: bool) -> None:
@@ -122,13 +135,55 @@ def _need_plain(slopes: Tensor | None, *, causal: bool) -> None:
     need_no_slopes(slopes)
 
 
-def _normalised(phi_q: Tensor, phi_k: Tensor, v: Tensor, *, scan: Scan, least: float = 0.0) -> Tensor:
-    """The quotient of two scans; phi_q, phi_k: fp32 [B, H, N, F]."""
-    dtype = torch.promote_types(v.dtype, torch.float32) if v.shape[2] <= _SHORT else v.dtype
-    phi_q, phi_k, values = (x.to(dtype) for x in (phi_q, phi_k, v))
+def _between(v: Tensor) -> torch.dtype:
+    """The dtype of features, and of what the scans give."""
+    return torch.promote_types(v.dtype, torch.float32) if v.shape[2] <= _SHORT else v.dtype
+
+
+# --- maps: x [B, H, N, D] -> features [B, H, N, F] in a dtype -----------------------------------------------
+
+
+def _elu(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return (torch.nn.functional.elu(x.float()) + 1).to(dtype)
+
+
+def _cosine(x: Tensor, dtype: torch.dtype) -> Tensor:
+    N = x.shape[2]
+    angle = torch.arange(N, device=x.device, dtype=torch.float32)[:, None] * (math.pi / (2 * N))
+    return torch.cat([x.relu() * angle.cos(), x.relu() * angle.sin()], dim=-1).to(dtype)
+
+
+def _exponents(x: Tensor, projection: Tensor, scale: float) -> Tensor:
+    y = x.float() * math.sqrt(scale)
+    return y @ projection.mT - y.square().sum(-1, keepdim=True) / 2
+
+
+def _positive_of_queries(q: Tensor, projection: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    exponents = _exponents(q, projection, scale)
+    return (exponents - exponents.detach().amax(-1, keepdim=True)).exp().to(dtype)
+
+
+def _positive_of_keys(k: Tensor, projection: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    exponents = _exponents(k, projection, scale)
+    return (exponents - exponents.detach().amax((-2, -1), keepdim=True)).exp().to(dtype)
+
+
+def _trigonometric(x: Tensor, projection: Tensor, dtype: torch.dtype) -> Tensor:
+    angle = torch.nn.functional.normalize(x.float(), dim=-1) @ projection.mT
+    return (torch.cat([angle.sin(), angle.cos()], dim=-1) / math.sqrt(projection.shape[-2])).to(dtype)
+
+
+# --- the quotient -------------------------------------------------------------------------------------------
+
+
+def _normalised(
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, *, scan: Scan, fuse: Fuse, least: float = 0.0
+) -> Tensor:
+    """The quotient of two scans; phi_q, phi_k: [B, H, N, F]."""
+    values = v.to(phi_q.dtype)
     ones = values.new_ones(_ONES).expand(*v.shape[:-1], _ONES)
     divide: Callable[..., Tensor] = _Quotient.apply
-    o: Tensor = divide(scan(phi_q, phi_k, values), scan(phi_q, phi_k, ones), least)
+    o = divide(scan(phi_q, phi_k, values), scan(phi_q, phi_k, ones), least, fuse)
     return o.to(v.dtype)
 
 
@@ -137,27 +192,36 @@ class _Quotient(torch.autograd.Function):
 
     The gradient of the denominator is a sum over the rounded gradient of the numerator, and is handed on in two
     columns, its value in 16 bits and what that leaves out: the two gradients must cancel in the scans that follow.
+    What is rounded lies in memory before it is read again, as fused code would go on with what is not.
     """
 
     @staticmethod
-    def forward(ctx: Any, numerator: Tensor, denominator: Tensor, least: float) -> Tensor:
+    def forward(ctx: Any, numerator: Tensor, denominator: Tensor, least: float, fuse: Fuse) -> Tensor:
         ctx.save_for_backward(numerator, denominator)
-        ctx.least = least
-        return (numerator / _wide(denominator, least)).to(numerator.dtype)
+        ctx.least, ctx.fuse = least, fuse
+        return fuse(_divided)(numerator.detach(), denominator.detach(), least)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        numerator, denominator = ctx.saved_tensors
-        below = _wide(denominator, ctx.least)
-        above = (grads[0] / below).to(numerator.dtype)
-        held = -(above * (numerator / below)).sum(-1, keepdim=True, dtype=below.dtype)
-        if ctx.least:
-            held = held.masked_fill(denominator[..., :1] < ctx.least, 0.0)
+        numerator, denominator = (x.detach() for x in ctx.saved_tensors)
+        above = ctx.fuse(_divided)(grads[0], denominator, ctx.least)
+        held = ctx.fuse(_held)(above, numerator, denominator, ctx.least)
         high = held.to(denominator.dtype)
         handed = torch.zeros_like(denominator, memory_format=torch.contiguous_format)
         handed[..., :1] = high
         handed[..., 1:2] = held - high
-        return above, handed, None
+        return above, handed, None, None
+
+
+def _divided(above: Tensor, denominator: Tensor, least: float) -> Tensor:
+    return (above / _wide(denominator, least)).to(above.dtype)
+
+
+def _held(above: Tensor, numerator: Tensor, denominator: Tensor, least: float) -> Tensor:
+    """The gradient of the denominator in fp32 or wider, [B, H, N, 1]; above: that of the numerator."""
+    below = _wide(denominator, least)
+    held = -(above * (numerator / below)).sum(-1, keepdim=True, dtype=below.dtype)
+    return held.masked_fill(denominator[..., :1] < least, 0.0) if least else held
 
 
 def _wide(denominator: Tensor, least: float) -> Tensor:

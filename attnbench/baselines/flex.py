@@ -7,21 +7,16 @@ A block mask is made once for a length, outside of what is timed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import config as dynamo
-from torch._functorch import config as functorch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from attnbench.baselines.compiled import compiled
 from attnbench.baselines.contract import need_causal, need_no_slopes
 
 _BLOCK = 128  # tokens of a block of the mask, torch's default
-
-# A sweep has more shapes than torch's 8 for one function, and past its limit the call would run uncompiled.
-_SHAPES = 1024
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, *, slopes: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -96,16 +91,6 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: BlockMask | None) -> Tensor:
-    attend: Any = _compiled() if q.is_cuda else flex_attention
+    attend: Any = compiled(flex_attention, dynamic=False) if q.is_cuda else flex_attention
     o: Tensor = attend(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return o
-
-
-@functools.cache
-def _compiled() -> Callable[..., Any]:
-    dynamo.recompile_limit = _SHAPES
-    dynamo.accumulated_recompile_limit = _SHAPES
-    functorch.donated_buffer = False  # a timed backward runs again and again on one forward
-    # fullgraph: past the limit it raises instead of running uncompiled
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    return compiled
