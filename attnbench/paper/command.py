@@ -78,6 +78,7 @@ def reproduce(
         budget=Budget(seconds=None if wanted.budget_min is None else wanted.budget_min * 60),
         console=console,
         words=sys.argv[1:],
+        claims_alone=wanted.all,
     )
     # Whole models take longest: what a budget ends with is theirs.
     order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
@@ -109,6 +110,7 @@ def listing() -> list[dict[str, Any]]:
             "published_values": sum(len(line) for line in published(figure)),
             "measured_by": list(figure.sources),
             "recorded_by": list(figure.record_by),
+            "more_by": list(figure.record_more),
             "claims": sum(len(claim.panels) for claim in figure.claim),
         }
         for figure in figures().values()

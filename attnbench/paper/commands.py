@@ -39,7 +39,8 @@ def paper(
     """Draw a figure of the Lightning Attention papers: published points hollow, measured ones solid.
 
     Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
-    figure and a summary. Without a GPU and without --run the published points are drawn alone.
+    figure and a summary; of whole models it measures what the claims need, and a figure by its name also the lengths
+    between. Without a GPU and without --run the published points are drawn alone.
 
     Exit code 3 if the budget ended before everything was measured.
     """

@@ -172,7 +172,7 @@ def overall(done: Sequence[Reproduced]) -> str:
 
 def how(figure: Figure) -> list[str]:
     """The commands that measure a figure's points; `paper` itself runs them."""
-    return [*(f"sweep {preset}" for preset in figure.sweeps), *figure.record_by]
+    return [*(f"sweep {preset}" for preset in figure.sweeps), *figure.record_by, *figure.record_more]
 
 
 def left_words(left: Sequence[str]) -> str:

@@ -107,13 +107,17 @@ def available(figure: Figure, folder: Path) -> Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How sweeps are run: into `folder`/<preset>, on a device, within a budget. A run that is there is gone on with."""
+    """How sweeps are run: into `folder`/<preset>, on a device, within a budget. A run that is there is gone on with.
+
+    claims_alone: of whole models, which take longest, only what the claims need; without it also the points between.
+    """
 
     folder: Path
     device: Device
     budget: Budget
     console: Console
     words: Sequence[str]  # the command line, for the runs' records
+    claims_alone: bool = False
     sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
     model: Runner | None = None  # runs `attnbench model`; default: as a process
 
@@ -124,7 +128,7 @@ class Measuring:
         """
         left = [Left(run=preset, cases=cases) for preset in figure.sweeps if (cases := self._measure(preset))]
         failures = []
-        for command in figure.record_by if self.device == "cuda" else ():  # the sizes are those of a GPU
+        for command in self._commands(figure):
             folder = self.folder / MODELS
             made = record(command, folder=folder, remaining_s=self.budget.remaining_s(), run=self.model)
             if made.left != 0:
@@ -132,6 +136,12 @@ class Measuring:
             failures += [made.failure] if made.failure else []
         there = available(figure, self.folder)
         return dataclasses.replace(there, left=tuple(left), failures=tuple(failures))
+
+    def _commands(self, figure: Figure) -> tuple[str, ...]:
+        """What records whole models; nothing without a GPU, whose sizes they are."""
+        if self.device != "cuda":
+            return ()
+        return figure.record_by if self.claims_alone else (*figure.record_by, *figure.record_more)
 
     def _measure(self, preset: str) -> int:
         """Cases of a preset that are left."""

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
 from attnbench.paper import command, sources
+from attnbench.paper.claims import Ratio
 from attnbench.paper.figures import Figure, figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
@@ -25,6 +27,7 @@ from attnbench.paper.sheet import mark_style, tick_text
 from attnbench.paper.sources import Budget, Measuring, Taken, available
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
+from attnbench.sweeps.values import parse_sizes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "h200"
@@ -257,20 +260,67 @@ def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
         clock[0] += 60.0
         return (0, json.dumps({"left": 5})) if len(calls) == 1 else (2, "")
 
-    def measuring(minutes: float) -> Measuring:
+    def measuring(minutes: float, *, claims_alone: bool) -> Measuring:
         return Measuring(
             folder=tmp_path, device="cuda", budget=Budget(seconds=60 * minutes, begun=clock[0]),
-            console=Console(quiet=True), words=(), model=model,
+            console=Console(quiet=True), words=(), model=model, claims_alone=claims_alone,
         )  # fmt: skip
 
     figure = find("table1")
-    first, second = figure.record_by
-    taken = measuring(1.0).take(figure)
-    assert [str(each) for each in taken.left] == [f"5 cases of {first}", second]  # the second was not begun
+    first, *others = figure.record_by
+    taken = measuring(1.0, claims_alone=True).take(figure)
+    assert [str(each) for each in taken.left] == [f"5 cases of {first}", *others]  # the others were not begun
     assert calls == [[*shlex.split(first), "--out", str(tmp_path / "models"), "--json", "--minutes", "1.00"]]
-    taken = measuring(5.0).take(figure)
+    taken = measuring(5.0, claims_alone=True).take(figure)
     assert taken.left == ()
-    assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in (first, second))
+    assert taken.failures == tuple(f"attnbench {each} ended with exit code 2" for each in figure.record_by)
+    taken = measuring(60.0, claims_alone=False).take(figure)
+    assert len(taken.failures) == len((*figure.record_by, *figure.record_more)) > len(figure.record_by)
+
+
+def test_all_figures_measure_what_claims_need_and_one_the_lengths_between_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, bool] = {}
+
+    def take(measuring: Measuring, figure: Figure) -> Taken:
+        asked[figure.name] = measuring.claims_alone
+        return available(figure, tmp_path / "nothing")
+
+    monkeypatch.setattr(Measuring, "take", take)
+    monkeypatch.setattr("attnbench.paper.command._reproduce", lambda figure, *_, **__: figure)
+    monkeypatch.setattr("attnbench.paper.command.page", SimpleNamespace(
+        write=lambda *_: None, summary_markdown=lambda *_, **__: "", summary_html=lambda *_, **__: "",
+    ))  # fmt: skip
+    for name in ("all", "table1"):
+        wanted = command.request(name, runs=[], budget_min=None, out=tmp_path)
+        command.reproduce(
+            wanted, device="cuda", can_measure=True, console=Console(quiet=True), tell=lambda _: None
+        )
+        assert asked["table1"] == (name == "all")
+
+
+def _lengths(commands: Iterable[str], *, size: str, attention: str) -> set[int]:
+    """Those that commands of `model train-step` measure of a model."""
+    found: set[int] = set()
+    for words in map(shlex.split, commands):
+        given = {flag: value.split(",") for flag, value in pairwise(words) if flag.startswith("-")}
+        if size in given["--size"] and attention in given.get("-a", [attention]):
+            found |= set(parse_sizes(given["--seq-len"], axis="--seq-len"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "claim", [c for c in find("table1").claim if isinstance(c, Ratio)], ids=lambda c: c.panels[0]
+)
+def test_a_ratio_is_measured_at_the_length_that_its_claim_names(claim: Ratio) -> None:
+    figure = find("table1")
+    (size,) = claim.panels
+    commands = (
+        figure.record_by if size != "3B" else figure.record_more
+    )  # the largest takes too long for all figures
+    for attention in ("lightning2", "flash2"):
+        assert claim.at in _lengths(commands, size=size, attention=attention)
 
 
 def test_how_long_it_measured_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
