@@ -15,7 +15,7 @@ from rich.console import Console
 
 from attnbench import load_results, summary
 from attnbench.cli import app
-from attnbench.models.records import kind_of, read
+from attnbench.models.records import Inference, TrainStep, kind_of, read
 from attnbench.parallel.findings import efficiencies
 from attnbench.parallel.records import ParallelCase
 from attnbench.registry import find
@@ -174,3 +174,108 @@ def _column(file: Path, heading: str, *, until: str | None = None) -> list[float
             if line.startswith("| ")]  # fmt: skip
     place = rows[0].index(heading)
     return [float(row[place].removesuffix(" %")) for row in rows[2:]]
+
+
+def test_the_ratios_of_the_grid_that_readme_states() -> None:
+    frame = load_results(ROOT / "results/h200/grid.parquet")
+    times = frame.pivot_table(
+        index=["workload", "batch", "heads", "seq_len", "dtype"], columns="mechanism", values="median_ms"
+    )
+    ratio = times["flash2"] / times["lightning2"]
+    assert len(ratio) == 108
+    assert ratio.min() > 1
+    text = " ".join(README.split())
+    assert f"takes {ratio.min():.1f} to {ratio.max():.0f} times as long, and is ahead nowhere" in text
+
+
+def test_the_steps_of_decode_that_readme_states() -> None:
+    frame = load_results(ROOT / "results/h200/decode.parquet")
+    times = frame.pivot_table(index="seq_len", columns="mechanism", values="median_ms")
+    ours, theirs = times["lightning2"] * 1e3, times["flash2"]
+    (run,) = frame.attrs["runs"].values()
+    text = " ".join(README.split())
+    assert f"One more token for {frame['batch'].iloc[0]} sequences" in text
+    assert f"a step takes {ours.min():.1f} to {ours.max():.1f} µs at every context" in text
+    assert f"{theirs[1024] * 1e3:.0f} µs at 1k tokens and {theirs[2**20]:.1f} ms at 1M" in text
+    assert f"the clock's own time is {run['ceilings']['empty_call_ms'] * 1e3:.1f} µs" in text
+
+
+def test_what_readme_states_of_the_gate_on_a_branch() -> None:
+    branch = json.loads((ROOT / "results/h200/gate/evidence.json").read_text())["branch"]
+    verdicts = {case["case_id"]: case["verdict"] for case in branch["cases"]}
+    slower = [case for case, verdict in verdicts.items() if verdict == "slower"]
+    assert slower
+    assert all((case in slower) == case.startswith("lightning1.") for case in verdicts)
+    said = f"named exactly the {len(slower)} cases of Lightning-1, in {branch['seconds']:.0f} s"
+    assert said in " ".join(README.split())
+
+
+def test_how_many_claims_hold_as_readme_states() -> None:
+    said = re.search(
+        r"of (\d+) claims (\d+) hold here, (\d+) do not hold, (\d+) cannot be told and (\d+) is not measured",
+        (ROOT / "reports/h200/paper/README.md").read_text(encoding="utf-8"),
+    )
+    assert said is not None
+    claims, hold, fail, unclear, absent = (int(each) for each in said.groups())
+    assert (unclear, absent) == (1, 1)
+    wanted = f"Of {claims} claims {hold} hold on that H200, {fail} do not, one cannot be told and one is not"
+    assert wanted in " ".join(README.split())
+
+
+def _rates(attention: str, size: str, *, checkpointing: str = "selective") -> dict[int, float]:
+    """Thousands of tokens per second by length."""
+    rows = read(ROOT / "results/h200/paper/train-step.parquet", kind=TrainStep)
+    return {
+        row.seq_len: row.tokens_per_s / 1e3
+        for row in rows
+        if (row.attention, row.size, row.checkpointing) == (attention, size, checkpointing)
+        and row.tokens_per_s
+    }
+
+
+def test_the_training_speeds_that_readme_states() -> None:
+    text = " ".join(README.split())
+    small, middle, large = (_rates("lightning2", size).values() for size in ("0.4B", "1B", "3B"))
+    assert f"at {min(small):.0f} to {max(small):.0f} k tokens/s (0.4B)" in text
+    assert f"{min(middle):.1f} to {max(middle):.1f} k (1B) from 1k to 92k" in text
+    assert f"at {min(large):.1f} to {max(large):.1f} k (3B) from 1k to 32k" in text
+    full_small, full_middle = (_rates("lightning2", size, checkpointing="full") for size in ("0.4B", "1B"))
+    assert (
+        f"256k trains at {full_small[2**18]:.0f} k tokens/s (0.4B) and {full_middle[2**18]:.1f} k (1B)"
+        in text
+    )
+    assert f"sequences of 8k at {full_small[8192]:.0f} k and {full_middle[8192]:.1f} k" in text
+    a, b, c = (_rates("flash2", size) for size in ("0.4B", "1B", "3B"))
+    assert f"falls from {a[1024]:.0f} to {a[94208]:.1f} k, from {b[1024]:.1f} to {b[94208]:.1f} k" in text
+    assert f"and from {c[1024]:.1f} to {c[32768]:.1f} k" in text
+    ratios = (
+        _rates("lightning2", size)[length] / _rates("flash2", size)[length]
+        for size, length in (("0.4B", 94208), ("1B", 81920), ("3B", 32768))
+    )
+    said = "The ratio is {:.1f} at 92k tokens of 0.4B, {:.1f} at 80k of 1B and {:.1f} at 32k of 3B"
+    assert said.format(*ratios) in text
+
+
+def test_the_inference_of_whole_models_that_readme_states() -> None:
+    rows = [
+        row
+        for row in read(ROOT / "results/h200/paper/inference.parquet", kind=Inference)
+        if row.size == "1B" and row.median_ms
+    ]
+    step = {(row.cache, row.context): row.median_ms or 0.0 for row in rows if row.phase == "decode"}
+    text = " ".join(README.split())
+    assert f"1B model {step['state', 1024]:.1f} ms behind 1k and behind 1M tokens" in text
+    assert f"{step['state', 1024]:.1f}" == f"{step['state', 2**20]:.1f}"
+    assert f"LLaMA {step['kv', 1024]:.1f} ms behind 1k, {step['kv', 2**18]:.1f} ms behind 256k" in text
+    bounded = [ms for (cache, _), ms in step.items() if cache == "kv-streaming"]
+    assert f"with a bounded cache {min(bounded):.1f} to {max(bounded):.1f} ms" in text
+    state, kv = (
+        next(row for row in rows if row.phase == "generate" and row.cache == cache)
+        for cache in ("state", "kv")
+    )
+    rates = [(row.tokens_per_s or 0.0) / 1e3 for row in (state, kv)]
+    assert (
+        f"{rates[0]:.1f} k tokens/s for {state.batch:,} sequences, LLaMA {rates[1]:.1f} k for {kv.batch}"
+        in text
+    )
+    assert f": {rates[0] / rates[1]:.1f} times, where the paper has 5.2" in text

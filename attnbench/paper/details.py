@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnbench.case import Status
 from attnbench.models.records import Inference, Record, TrainStep
+from attnbench.models.shapes import SHAPES
 from attnbench.paper.tables import Table
 from attnbench.words import bytes_text, rate_text
 
@@ -31,13 +32,28 @@ def what_ran(frames: Sequence[pd.DataFrame], *, mechanisms: set[str]) -> tuple[T
 
 def details(rows: Sequence[Record]) -> tuple[Table, ...]:
     """Tables of the training steps and of the inference among some records; losses are all in their curves."""
-    steps = [_step(row) for row in rows if isinstance(row, TrainStep)]
-    phases = [_phase(row) for row in rows if isinstance(row, Inference)]
+    steps = [_step(row) for row in sorted((r for r in rows if isinstance(r, TrainStep)), key=_step_order)]
+    phases = [_phase(row) for row in sorted((r for r in rows if isinstance(r, Inference)), key=_phase_order)]
     found = {
         "**Training steps** (MFU: model FLOPs over the data sheet's rate; attention: its share of the step)": steps,
         "**Inference**": phases,
     }
     return tuple(_table(title, cells) for title, cells in found.items() if cells)
+
+
+def _step_order(row: TrainStep) -> tuple[Any, ...]:
+    """By model, then by what else is chosen, and the lengths of each ascending."""
+    return *_model_order(row), row.checkpointing, str(row.compiled), row.precision, row.gpus, row.seq_len
+
+
+def _phase_order(row: Inference) -> tuple[Any, ...]:
+    return *_model_order(row), row.cache, row.phase, row.precision, row.context
+
+
+def _model_order(row: TrainStep | Inference) -> tuple[Any, ...]:
+    sizes = list(SHAPES)
+    place = sizes.index(row.size) if row.size in sizes else len(sizes)
+    return place, row.size, row.model, row.attention
 
 
 def _step(row: TrainStep) -> Mapping[str, str]:
@@ -81,7 +97,8 @@ def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _status(status: str, reason: str | None) -> str:
-    return f"{status}: {reason}" if reason else status
+    """With the first sentence of the reason: what an allocator adds to it belongs to that moment."""
+    return f"{status}: {reason.partition('. ')[0]}" if reason else status
 
 
 def _rate(value: float | None) -> str:

@@ -40,7 +40,7 @@ def _step(attention: str, seq_len: int, rate: float | None, **more: Any) -> Trai
         "case_id": f"{attention}.{seq_len}", "model": "llama" if "flash" in attention else "tnl", "size": "1B",
         "attention": attention, "seq_len": seq_len, "tokens_per_step": 2**17, "checkpointing": "none",
         "precision": "bf16", "gpus": 1, "status": "ok" if rate else "oom",
-        "reason": None if rate else "it is full", "device": H200, "tokens_per_s": rate,
+        "reason": None if rate else "it is full. Of it much is reserved", "device": H200, "tokens_per_s": rate,
         "median_ms": 100.0 if rate else None, "p10_ms": 99.0 if rate else None, "p90_ms": 102.0 if rate else None,
     }  # fmt: skip
     return TrainStep(**{**values, **more})
@@ -106,24 +106,29 @@ def test_every_device_has_lines_of_its_own(recorded: pd.DataFrame) -> None:
 
 def test_training_is_drawn_by_size_and_attention_with_its_spread_and_its_end() -> None:
     rows = [
-        _step("lightning2", 1024, 1000.0), _step("lightning2", 2048, 980.0), _step("lightning2", 4096, None),
-        _step("flash2@torch", 1024, 800.0), _step("lightning1", 1024, 1100.0, size="3B"),
+        _step("lightning1", 1024, 1100.0, size="3B"), _step("lightning2", 16384, None), _step("lightning2", 1024, 1000.0),
+        _step("lightning2", 2048, 980.0), _step("flash2@torch", 1024, 800.0),
     ]  # fmt: skip
     measured = of_records(find("table1"), rows)
     line = _one(measured, "1B", "TNL-LA2")
     assert line.value.tolist() == [1000.0, 980.0]
     assert line.low[0] == pytest.approx(1000 / 1.02)
     assert line.high[0] == pytest.approx(1000 / 0.99)
-    assert [(gap.x, gap.status, gap.reason) for gap in line.gaps] == [(4096, "oom", "it is full")]
+    assert [(gap.x, gap.status, gap.reason) for gap in line.gaps] == [
+        (16384, "oom", "it is full. Of it much is reserved")
+    ]
     assert _one(measured, "1B", "LLaMA-FA2").at(1024) == 800.0
     assert _one(measured, "3B", "TNL-LA1").at(1024) == 1100.0
     assert len(measured.lines) == 3
     (table,) = measured.details
-    row = dict(zip(table.headings, table.rows[2], strict=True))
-    assert (row["status"], row["tokens/s per GPU"], row["MFU"]) == ("oom: it is full", "", "")
-    assert (
-        dict(zip(table.headings, table.rows[0], strict=True))["10 to 90 % of the steps"] == "-2.0% to +1.0%"
-    )
+    cells = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    assert [(row["size"], row["attention"], row["tokens"]) for row in cells] == [
+        ("1B", "flash2@torch", "1,024"), ("1B", "lightning2", "1,024"), ("1B", "lightning2", "2,048"),
+        ("1B", "lightning2", "16,384"), ("3B", "lightning1", "1,024"),
+    ]  # fmt: skip
+    first, full = cells[1], cells[3]
+    assert (full["status"], full["tokens/s per GPU"], full["MFU"]) == ("oom: it is full", "", "")
+    assert first["10 to 90 % of the steps"] == "-2.0% to +1.0%"
 
 
 def test_settings_that_differ_at_one_length_part_the_lines() -> None:
