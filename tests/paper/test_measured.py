@@ -106,7 +106,8 @@ def test_every_device_has_lines_of_its_own(recorded: pd.DataFrame) -> None:
 
 def test_training_is_drawn_by_size_and_attention_with_its_spread_and_its_end() -> None:
     rows = [
-        _step("lightning1", 1024, 1100.0, size="3B"), _step("lightning2", 16384, None), _step("lightning2", 1024, 1000.0),
+        _step("lightning1", 1024, 1100.0, size="3B"),
+        _step("lightning2", 16384, None), _step("lightning2", 1024, 1000.0),
         _step("lightning2", 2048, 980.0), _step("flash2@torch", 1024, 800.0),
     ]  # fmt: skip
     measured = of_records(find("table1"), rows)
