@@ -38,6 +38,13 @@ def loss_line(row: Loss) -> str:
     return f"{row.case_id}: loss {row.loss:.3f} in step {row.step}"
 
 
+def batch_text(row: TrainStep) -> str:
+    """The sequences of a step that run together; where they do not all, after the number of such turns: `2 x 32`."""
+    if row.batch is None:
+        return ""
+    return f"{row.batch:,}" if row.micro_batches in (None, 1) else f"{row.micro_batches:,} x {row.batch:,}"
+
+
 def train_table(rows: Sequence[TrainStep]) -> Table:
     """A row of each case that was measured."""
     heads = (
@@ -56,7 +63,7 @@ def train_table(rows: Sequence[TrainStep]) -> Table:
             f"{row.size} {row.checkpointing}" + (" compiled" if row.compiled else ""),
             row.attention,
             f"{row.seq_len:,}",
-            f"{row.batch} x {row.micro_batches}",
+            batch_text(row),
             f"{row.tokens_per_s:,.0f}",
             _spread(row),
             _share(row.mfu),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnbench.case import Status
+from attnbench.models.findings import batch_text
 from attnbench.models.records import Inference, Record, TrainStep
 from attnbench.models.shapes import SHAPES
 from attnbench.paper.tables import Table
@@ -47,7 +48,7 @@ def _step_order(row: TrainStep) -> tuple[Any, ...]:
 
 
 def _phase_order(row: Inference) -> tuple[Any, ...]:
-    return *_model_order(row), row.cache, row.phase, row.precision, row.context
+    return *_model_order(row), row.cache, row.phase, row.precision, row.context, row.new_tokens or 0
 
 
 def _model_order(row: TrainStep | Inference) -> tuple[Any, ...]:
@@ -68,7 +69,7 @@ def _step(row: TrainStep) -> Mapping[str, str]:
         "MFU": _share(row.mfu),
         "attention's share": _share(row.attention_share),
         "peak memory": _bytes(row.peak_bytes),
-        "batch": _batch(row),
+        "batch": batch_text(row),
         "checkpointing": row.checkpointing,
         "compiled": "" if row.compiled is None else "yes" if row.compiled else "no",
         "precision": row.precision,
@@ -83,6 +84,7 @@ def _phase(row: Inference) -> Mapping[str, str]:
         "keeps": row.cache,
         "phase": row.phase,
         "context": f"{row.context:,}",
+        "new tokens": "" if row.new_tokens is None else f"{row.new_tokens:,}",
         "status": _status(row.status, row.reason),
         "batch": "" if row.batch is None else f"{row.batch:,}",
         "tokens/s": _rate(row.tokens_per_s),
@@ -118,9 +120,3 @@ def _spread(row: TrainStep) -> str:
     if row.p10_ms is None or row.p90_ms is None or row.median_ms is None:
         return ""
     return f"{row.median_ms / row.p90_ms - 1:+.1%} to {row.median_ms / row.p10_ms - 1:+.1%}"
-
-
-def _batch(row: TrainStep) -> str:
-    if row.batch is None:
-        return ""
-    return f"{row.batch:,}" if row.micro_batches in (None, 1) else f"{row.micro_batches:,} x {row.batch:,}"

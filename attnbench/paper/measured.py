@@ -149,9 +149,9 @@ def _substitutes(figure: Figure, found: Sequence[Curve]) -> list[str]:
 
 # What else may differ between rows: each choice of it is a line of its own, and named in its edition. A batch may
 # follow the length, and tells rows apart only where they stand at the same place.
-_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "launch")
+_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "launch", "new_tokens")
 _FOLLOWING = ("batch",)
-_IDENTITY = ("size", "model", "attention", "cache", "phase", "new_tokens", *_SETTINGS)
+_IDENTITY = ("size", "model", "attention", "cache", "phase", *_SETTINGS)
 _COLUMNS = {"rate": "tokens_per_s", "memory": "peak_bytes", "time": "median_ms", "loss": "loss"}
 
 
@@ -227,7 +227,12 @@ def _varies(rows: Iterable[Record], name: str, *, x: str) -> bool:
 
 
 def _edition(row: Record, varying: Sequence[str]) -> str:
-    words = {"checkpointing": "checkpointing {}", "gpus": "{} GPUs", "batch": "batch {}"}
+    words = {
+        "checkpointing": "checkpointing {}",
+        "gpus": "{} GPUs",
+        "batch": "batch {}",
+        "new_tokens": "{:,} new tokens",
+    }
     flags = {"compiled": ("not compiled", "compiled")}
     told = [
         flags[name][value] if name in flags else words.get(name, "{}").format(value)

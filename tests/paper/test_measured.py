@@ -172,6 +172,25 @@ def _generation(model: str, cache: str, rate: float, **more: Any) -> Inference:
     return Inference(**{**values, **more})
 
 
+def test_generations_of_different_lengths_are_lines_of_their_own() -> None:
+    rows = [
+        _generation("tnl", "state", 300.0, new_tokens=128), _generation("tnl", "state", 500.0, new_tokens=1024),
+        _generation("llama", "kv", 100.0, new_tokens=128), _generation("llama", "kv", 100.0, new_tokens=1024),
+    ]  # fmt: skip
+    measured = of_records(find("tnl-fig5"), rows)
+    assert _one(measured, "0.4B", "TNL", f"{H200}, 128 new tokens").at(512) == 300.0
+    assert _one(measured, "0.4B", "TNL", f"{H200}, 1,024 new tokens").at(512) == 500.0
+    judged = deviations(find("tnl-fig5"), published=[], measured=measured.lines)
+    found = {each.device: each.here for each in judged if each.panel == "0.4B"}
+    assert found == {
+        f"{H200}, 128 new tokens": "3.00× (300 tokens/s and 100 tokens/s)",
+        f"{H200}, 1,024 new tokens": "5.00× (500 tokens/s and 100 tokens/s)",
+    }
+    (table,) = measured.details
+    place = table.headings.index("new tokens")
+    assert [row[place] for row in table.rows] == ["128", "1,024", "128", "1,024"]
+
+
 def test_inference_stands_beside_what_is_published() -> None:
     rows = [
         _generation("tnl", "state", 5000.0), _generation("llama", "kv", 1250.0),
