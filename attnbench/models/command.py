@@ -136,6 +136,7 @@ def train_step(
                 ranks=ranks,
                 budget_s=seconds(minutes),
                 say=say,
+                describe=findings.train_line,
             )
             if ranks.rank != 0:
                 return

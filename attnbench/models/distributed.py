@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 import torch.distributed as dist
 
+from attnbench.errors import UserError
+
 if TYPE_CHECKING:
     from attnbench.models.model import LanguageModel
 
@@ -57,7 +59,16 @@ def launched() -> bool:
 
 @contextlib.contextmanager
 def joined(kind: str) -> Iterator[Ranks]:
-    """The process group of torchrun's processes, on a GPU each ("cuda", NCCL) or on the CPU (gloo)."""
+    """The process group of torchrun's processes, on a GPU each ("cuda", NCCL) or on the CPU (gloo).
+
+    Raises UserError when this host has fewer GPUs than processes.
+    """
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if kind == "cuda" and here > gpus:
+        raise UserError(
+            f"torchrun started {here} ranks on this host, which need {here} GPUs, and torch sees {gpus}; try "
+            f"--nproc-per-node {gpus}"
+        )
     local = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
     if device.type == "cuda":

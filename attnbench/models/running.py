@@ -190,8 +190,7 @@ class Run(Generic[R]):
     def _tell(self, request: Any, reason: str | None, *, count: int, total: int, begun: float) -> None:
         rows = self.folder.rows([request.case_id])
         what = self.describe(rows[-1]) if rows else f"{request.case_id}: {reason}"
-        left = (now_s() - begun) / count * (total - count)
-        self.say(f"[{count}/{total}] {what}" + (f" (about {left:.0f} s left)" if count < total else ""))
+        self.say(progress(what, count=count, total=total, begun=begun))
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -233,6 +232,12 @@ class Run(Generic[R]):
         if self.folder.kind is not TrainStep:
             return {}
         return {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
+
+
+def progress(what: str, *, count: int, total: int, begun: float) -> str:
+    """One of so many cases, and about how long the others take if they take as long as those since `begun`."""
+    left = (now_s() - begun) / count * (total - count)
+    return f"[{count}/{total}] {what}" + (f" (about {left:.0f} s left)" if count < total else "")
 
 
 _CUT = "the budget ended"

@@ -17,17 +17,18 @@ from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
 from attnbench.models.records import R
-from attnbench.models.running import LEAST_S, Outcome, Say
+from attnbench.models.running import LEAST_S, Outcome, Say, progress
 
 
 def measure_together(
     requests: Sequence[Any],
     *,
     folder: Folder[R],
-    measure: Callable[[Any], Any],
+    measure: Callable[[Any], R],
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
+    describe: Callable[[R], str],
     forecast: Forecast | None = None,
 ) -> Outcome[R]:
     """Measure what the folder lacks, on all ranks: `measure` makes the record of a request, `forecast` spares some.
@@ -48,6 +49,7 @@ def measure_together(
             ranks=ranks,
             budget_s=budget_s,
             say=say,
+            describe=describe,
             forecast=forecast,
         )
 
@@ -56,10 +58,11 @@ def _measure(
     requests: Sequence[Any],
     *,
     folder: Folder[R],
-    measure: Callable[[Any], Any],
+    measure: Callable[[Any], R],
     ranks: Ranks,
     budget_s: float | None,
     say: Say,
+    describe: Callable[[R], str],
     forecast: Forecast | None,
 ) -> Outcome[R]:
     environment = collect(ranks.device)
@@ -67,7 +70,7 @@ def _measure(
         folder.open(device=environment["device"])
     begun = now_s()
     left = 0
-    for request in requests:
+    for count, request in enumerate(requests, start=1):
         if ranks.any(budget_s is not None and now_s() - begun > budget_s - LEAST_S):
             left += 1
             continue
@@ -78,7 +81,7 @@ def _measure(
             forecast.learn(request, [row])
         if ranks.rank == 0:
             folder.keep(request.case_id, [row], environment=environment)
-            say(f"{request.case_id}: {row.status}" + (f": {row.reason}" if row.reason else ""))
+            say(progress(describe(row), count=count, total=len(requests), begun=begun))
     dist.barrier()
     if ranks.rank == 0 and folder.done():
         folder.merge()

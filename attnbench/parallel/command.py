@@ -157,7 +157,6 @@ def _measure(
     """In processes of our own, or in those that torchrun started; None on all of these but the first."""
     import torch
 
-    from attnbench.errors import UserError
     from attnbench.executors.spared import Forecast
     from attnbench.measure.environment import collect, pick_device
     from attnbench.models.distributed import joined, launched
@@ -171,12 +170,6 @@ def _measure(
     gpus = torch.cuda.device_count()
     forecast = Forecast(series=planning.series, cost=lambda request: MECHANISMS[request.mechanism].cost)
     if launched():
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
-        if kind == "cuda" and here > gpus:
-            raise UserError(
-                f"torchrun started {here} ranks on this host, which need {here} GPUs, and torch sees {gpus}; try "
-                f"--nproc-per-node {gpus}"
-            )
         os.environ.update(NCCL_VARIABLES)
         with joined(kind) as ranks:
             outcome = measure_together(
@@ -186,6 +179,7 @@ def _measure(
                 ranks=ranks,
                 budget_s=budget_s,
                 say=say,
+                describe=findings.line,
                 forecast=forecast,
             )
             return outcome if ranks.rank == 0 else None
