@@ -15,6 +15,7 @@ from attnbench.options import make_console
 from attnbench.paper.command import as_json
 from attnbench.paper.deviations import Verdict, hardware_words
 from attnbench.paper.page import Reproduced, overall
+from attnbench.paper.tables import claims_table
 
 _STYLES = {Verdict.HOLDS: "green", Verdict.FAILS: "red", Verdict.OPEN: "yellow", Verdict.UNMEASURED: "dim"}
 
@@ -60,12 +61,13 @@ def print_figures(done: Sequence[Reproduced], *, folder: Path, json_: bool) -> N
 def _print_claims(done: Reproduced) -> None:
     console = make_console()
     table = Table(title=Text(f"{done.figure.title} ({done.figure.paper})"), title_justify="left")
-    for name in ("claim", "panel", "published", "here", "verdict"):
-        table.add_column(name, overflow="fold")
-    for each in done.deviations:
-        cells = (each.claim, each.panel, each.published or "no value printed", each.here or "")
-        verdict = Text(str(each.verdict), style=_STYLES[each.verdict])
-        table.add_row(*map(Text, cells), verdict)
+    claims = claims_table(done.deviations)
+    shown = [place for place, name in enumerate(claims.headings) if name != "from"]  # the page has it
+    for place in shown:
+        table.add_column(claims.headings[place], overflow="fold")
+    for row, each in zip(claims.rows, done.deviations, strict=True):
+        *cells, verdict = (row[place] for place in shown)
+        table.add_row(*map(Text, cells), Text(verdict, style=_STYLES[each.verdict]))
     if done.deviations:
         console.print(table)
     console.print(Text(f"{done.sentence[:1].upper()}{done.sentence[1:]}."), soft_wrap=True)
