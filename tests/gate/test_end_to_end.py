@@ -60,7 +60,7 @@ def test_a_planted_commit_is_found_and_named(tmp_path: Path) -> None:
     for function in ("linear_quadratic", "linear_cumsum"):  # no busy machine doubles a time as long as this
         _slow_down(root, function, seconds=0.03)
     _commit(root)
-    _slow_down(root, "linear_quadratic", seconds=0.15)
+    _slow_down(root, "linear_quadratic", seconds=0.09)
     _commit(root)
     (tmp_path / "tiny.toml").write_text(SWEEP)
     done = subprocess.run(
