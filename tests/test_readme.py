@@ -188,6 +188,18 @@ def test_the_ratios_of_the_grid_that_readme_states() -> None:
     assert f"takes {ratio.min():.1f} to {ratio.max():.0f} times as long, and is ahead nowhere" in text
 
 
+def test_the_limit_of_paper_readme_that_readme_states() -> None:
+    alone, beside = (
+        frame[
+            (frame["mechanism"] == "lightning2") & (frame["workload"] == "fwd") & (frame["seq_len"] == 1024)
+        ]["median_ms"].item()
+        for frame in (
+            load_results(ROOT / f"results/h200/{name}.parquet") for name in ("paper-readme", "paper-fig3")
+        )
+    )
+    assert f"{alone:.2f} ms forward for {beside:.2f} in `paper-fig3`" in " ".join(README.split())
+
+
 def test_the_steps_of_decode_that_readme_states() -> None:
     frame = load_results(ROOT / "results/h200/decode.parquet")
     times = frame.pivot_table(index="seq_len", columns="mechanism", values="median_ms")
