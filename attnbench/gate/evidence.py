@@ -355,7 +355,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     store.write(store.merge(t for pool in tables.values() for t in pool), out / "processes.parquet")
     write_text(out / "evidence.md", text)
-    write_json(out / "evidence.json", {"gates": [drawing.as_json(each) for each in judged], "branch": branch})
+    # The check's own sentences are about the machine at hand, down to its files: they stay there.
+    kept = branch and {name: value for name, value in branch.items() if name != "sentences"}
+    write_json(out / "evidence.json", {"gates": [drawing.as_json(each) for each in judged], "branch": kept})
     print(text)
 
 
