@@ -199,6 +199,7 @@ class _Quotient(torch.autograd.Function):
     def forward(ctx: Any, numerator: Tensor, denominator: Tensor, least: float, fuse: Fuse) -> Tensor:
         ctx.save_for_backward(numerator, denominator)
         ctx.least, ctx.fuse = least, fuse
+        # Detached: for tensors that want gradients torch.compile makes another graph of the same function.
         return fuse(_divided)(numerator.detach(), denominator.detach(), least)
 
     @staticmethod

@@ -17,6 +17,7 @@ from attnbench.executors.worker_process import Interpreter, WorkerDiedError, Wor
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
 from attnbench.models.records import Loss, R, TrainStep
+from attnbench.words import duration
 
 GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
 LEAST_S = 5.0  # of budget, below which no case is begun
@@ -237,7 +238,7 @@ class Run(Generic[R]):
 def progress(what: str, *, count: int, total: int, begun: float) -> str:
     """One of so many cases, and about how long the others take if they take as long as those since `begun`."""
     left = (now_s() - begun) / count * (total - count)
-    return f"[{count}/{total}] {what}" + (f" (about {left:.0f} s left)" if count < total else "")
+    return f"[{count}/{total}] {what}" + (f" (about {duration(left)} left)" if count < total else "")
 
 
 _CUT = "the budget ended"

@@ -68,9 +68,9 @@ def _measure(
     environment = collect(ranks.device)
     if ranks.rank == 0:
         folder.open(device=environment["device"])
-    begun = now_s()
+    begun, total = now_s(), _lacking(requests, folder)
     left = 0
-    for count, request in enumerate(requests, start=1):
+    for request in requests:
         if ranks.any(budget_s is not None and now_s() - begun > budget_s - LEAST_S):
             left += 1
             continue
@@ -81,12 +81,18 @@ def _measure(
             forecast.learn(request, [row])
         if ranks.rank == 0:
             folder.keep(request.case_id, [row], environment=environment)
-            say(progress(describe(row), count=count, total=len(requests), begun=begun))
+            count = total - _lacking(requests, folder)
+            say(progress(describe(row), count=count, total=total, begun=begun))
     dist.barrier()
     if ranks.rank == 0 and folder.done():
         folder.merge()
     done = folder.rows([request.case_id for request in requests]) if ranks.rank == 0 else []
     return Outcome(rows=done, missing=[], left=left)
+
+
+def _lacking(requests: Sequence[Any], folder: Folder[Any]) -> int:
+    """How many cases the folder does not hold."""
+    return len({request.case_id for request in requests} - folder.done())
 
 
 def _to_do(

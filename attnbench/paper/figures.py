@@ -113,10 +113,10 @@ class Figure(_Data):
     data: str = ""  # CSV of its published numbers
     sweeps: tuple[str, ...] = ()  # presets that measure it; where several hold a case, the first one counts
     records: Literal["", "train-step", "inference", "losses"] = ""
-    record_by: tuple[str, ...] = ()  # commands of attnbench that make the records its claims need
-    record_more: tuple[
-        str, ...
-    ] = ()  # and the points between and beyond: left out where all figures are measured
+    # Commands of attnbench that make the records: those that its claims need, and, where it is measured by its name,
+    # the points between and beyond.
+    record_by: tuple[str, ...] = ()
+    record_more: tuple[str, ...] = ()
     shape: Shape | None = None
     where: Where = {}
     borrows: tuple[Borrowed, ...] = ()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from attnbench.kernels import lightning1, lightning2
@@ -222,16 +220,11 @@ def test_a_budget_cuts_what_is_for_compiling_first(
     assert plain.limit_s == limit_s
 
 
-def test_sharded_blocks_are_compiled_without_their_hooks(
-    tmp_path: Path, untuned: Callable[[Any], None]
-) -> None:
+@pytest.mark.usefixtures("group_of_one")
+def test_sharded_blocks_are_compiled_without_their_hooks(untuned: Callable[[Any], None]) -> None:
     """FSDP2 over a group of one, which takes the way of many."""
     untuned("aot_eager")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        sharded = measure_train_step(STEP, device=CPU, ranks=Ranks(rank=0, count=2, device=CPU))
-    finally:
-        dist.destroy_process_group()
+    sharded = measure_train_step(STEP, device=CPU, ranks=Ranks(rank=0, count=2, device=CPU))
     alone = measure_train_step(dataclasses.replace(STEP, compiled=False), device=CPU)
     assert sharded.status == "ok", sharded.reason
     assert sharded.last_loss == pytest.approx(alone.last_loss, rel=1e-4)

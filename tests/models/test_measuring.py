@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from attnbench.models.distributed import Ranks
 from attnbench.models.inference import InferenceRequest, measure_inference
@@ -91,14 +89,7 @@ def test_what_cannot_be_measured_says_why(change: dict[str, Any], status: str, r
     assert reason in row.reason
 
 
-@pytest.fixture
-def _group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_group")
+@pytest.mark.usefixtures("group_of_one")
 def test_sharded_parameters_train_alike() -> None:
     """FSDP2 over a group of one, which takes the way of many."""
     request = dataclasses.replace(STEP, warmup=1, steps=2)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from attnbench.errors import UserError
 from attnbench.executors.lock import LOCK_FOLDER_VARIABLE
@@ -35,11 +33,9 @@ REQUESTS = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder[TrainStep]]:
+def folder(group_of_one: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder[TrainStep]:
     monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path))
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield Folder(path=tmp_path / "run", kind=TrainStep)
-    dist.destroy_process_group()
+    return Folder(path=tmp_path / "run", kind=TrainStep)
 
 
 def _run(
@@ -80,8 +76,9 @@ def test_nothing_is_measured_twice_and_what_ended_the_processes_is_not_tried_aga
 ) -> None:
     with pytest.raises(SystemExit):
         _run(folder, fails=32)
-    outcome, _, measured = _run(folder)
+    outcome, said, measured = _run(folder)
     assert measured == [64]
+    assert [line.partition(" ")[0] for line in said] == ["[2/2]"]  # of what was left, the crashed one with it
     assert [row.status for row in outcome.rows] == ["ok", "crashed", "ok"]
     assert "ended during this case" in (outcome.rows[1].reason or "")
     assert _run(folder)[2] == []

@@ -18,6 +18,7 @@ from attnbench import cli, store, sweeping
 from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
+from attnbench.models.running import Outcome, Run
 from attnbench.paper import command, sources
 from attnbench.paper.claims import Ratio
 from attnbench.paper.figures import Figure, figures, find
@@ -298,6 +299,25 @@ def test_all_figures_measure_what_claims_need_and_one_the_lengths_between_too(
             wanted, device="cuda", can_measure=True, console=Console(quiet=True), tell=lambda _: None
         )
         assert asked["table1"] == (name == "all")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [each for figure in figures().values() for each in (*figure.record_by, *figure.record_more)],
+)
+def test_what_records_whole_models_is_a_command_that_asks_for_cases(
+    words: str, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def measure(_: Any, requests: Sequence[Any]) -> Any:
+        asked.extend(request.case_id for request in requests)
+        return Outcome(rows=[], missing=[], left=0)
+
+    monkeypatch.setattr(Run, "measure", measure)
+    code, _, err = run(*shlex.split(words), "--device", "cpu", "--out", str(tmp_path))
+    assert (code, err) == (3, "")  # nothing was measured
+    assert len(asked) == len(set(asked)) > 0
 
 
 def _lengths(commands: Iterable[str], *, size: str, attention: str) -> set[int]:
