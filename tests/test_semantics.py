@@ -233,7 +233,7 @@ def _straightforward_error(semantics: Semantics, *, dtype: torch.dtype) -> float
     return max(_error(value.to(dtype), getattr(reference, name)) for name, value in got.items())
 
 
-@pytest.mark.parametrize(("name", "stated"), [("fp32", 4e-7), ("fp16", 2e-4), ("bf16", 1.7e-3)])
+@pytest.mark.parametrize(("name", "stated"), [("fp32", 5e-7), ("fp16", 2e-4), ("bf16", 1.7e-3)])
 def test_tolerances_are_4_to_60_times_a_straightforward_implementation(name: str, stated: float) -> None:
     plain = ("decay-linear", "linear", "softmax")
     error = max(_straightforward_error(SEMANTICS[s], dtype=TORCH_DTYPES[name]) for s in plain)

@@ -210,9 +210,10 @@ SEMANTICS: Mapping[str, Semantics] = {
 }
 
 # Largest relative error (norm of the difference over norm of the fp64 oracle) that counts as correct. A plain
-# fp32 implementation, in the case's dtype at its inputs and outputs, errs by about 5e-7 (fp32), 2e-4 (fp16)
-# and 1.7e-3 (bf16); `tests/test_semantics.py` measures that and holds the table to 4 to 60 times it. For the
-# 16-bit dtypes the limit is four units of rounding, 4 x 2^-11 and 4 x 2^-8: fast kernels round products on their
-# way to the tensor cores, and softmax gradients over two tokens, computed exactly but for an o that was rounded
-# to bf16, already err by up to 1.5e-2.
+# fp32 implementation, in the case's dtype at its inputs and outputs, errs by about 5e-7 (fp32; 3.9e-7 to 5.5e-7
+# by the instructions that a processor has for matrix products), 2e-4 (fp16) and 1.7e-3 (bf16);
+# `tests/test_semantics.py` measures that and holds the table to 4 to 60 times it. For the 16-bit dtypes the limit
+# is four units of rounding, 4 x 2^-11 and 4 x 2^-8: fast kernels round products on their way to the tensor cores,
+# and softmax gradients over two tokens, computed exactly but for an o that was rounded to bf16, already err by up
+# to 1.5e-2.
 TOLERANCES: Mapping[str, float] = {"fp32": 2e-5, "fp16": 2e-3, "bf16": 1.6e-2}
