@@ -210,6 +210,15 @@ def test_warm_up_lasts_its_time_and_tells_the_fastest_call(clock_of: ClockOf) ->
     assert 300 <= sum(clock.told) - 80.0 < 300 + 20 * 20.0
 
 
+@pytest.mark.parametrize(("call_ms", "calls"), [(999.0, 2), (1000.0, 1)])
+def test_a_call_of_a_second_is_warm_when_it_was_made_once(
+    clock_of: ClockOf, call_ms: float, calls: int
+) -> None:
+    clock = clock_of(itertools.repeat(call_ms))
+    assert warm_up(lambda: None, clock=clock, protocol=_protocol(warmup_s=0.3)) == call_ms
+    assert len(clock.told) == calls
+
+
 def test_warm_up_calls_what_will_be_timed() -> None:
     from attnbench.case import Cache
     from attnbench.measure.clock import HostClock

@@ -10,6 +10,7 @@ from attnbench.stats import relative_half_width, summarize
 
 _BATCH_MS = 60.0  # device work between two looks at the stopping rule and at the telemetry
 _BATCH_MAX = 200
+_LONG_MS = 1000.0  # a call of a second has warmed up by itself, and costs as much as a sample
 
 
 class CaseTimeoutError(Exception):
@@ -18,6 +19,8 @@ class CaseTimeoutError(Exception):
 
 def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
     """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
+
+    A call that takes a second is made once.
 
     Raises CaseTimeoutError when the floor of samples would not fit into `limit_s`.
     """
@@ -28,6 +31,8 @@ def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
             f"one call takes {estimate / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
             f"limit of {protocol.limit_s:g} s"
         )
+    if estimate >= _LONG_MS:
+        return estimate
     deadline = now_s() + protocol.warmup_s
     while now_s() < deadline:
         estimate = min(estimate, *clock.batch(call, _batch_size(estimate, at_most=20)))
