@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +70,12 @@ def import_(
 
 
 def merge(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not, or Parquet files.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, finished or not, or Parquet files; or all of `attnbench model` or `parallel`."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The Parquet file, or a folder for its results.parquet.")
     ],
@@ -85,19 +91,52 @@ def merge(
     """Join runs and shards of many machines into one Parquet file, each case once for each environment.
 
     Of what was measured twice on one GPU model, driver, libraries, commit and protocol, the first that is ok stays.
+    Records of whole models, and of sequences over many GPUs, are joined into a file of each kind, each case once for
+    each GPU model.
     """
     import dataclasses
 
-    from attnbench.merging import merge_runs
+    from attnbench.models import joining
     from attnbench.words import count_text
+
+    if any(map(joining.files_of, runs)):
+        _merge_records(runs, out=out, every_process=every_process, json_=json_)
+        return
+    from attnbench.merging import merge_runs
 
     done = merge_runs(runs, out=out, every_process=every_process)
     if json_:
         print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=1))
         return
-    devices = ", ".join(f"{count:,} on {device}" for device, count in done.devices.items())
     print(
-        f"{done.path}: {count_text(done.rows, 'case')} of {count_text(done.runs, 'run')} ({devices or 'none'})"
+        f"{done.path}: {count_text(done.rows, 'case')} of {count_text(done.runs, 'run')} ({_on(done.devices)})"
     )
     if done.duplicates:
         print(f"{count_text(done.duplicates, 'row')} left out, measured before in the same environment.")
+
+
+def _merge_records(runs: Sequence[Path], *, out: Path, every_process: bool, json_: bool) -> None:
+    import dataclasses
+
+    from attnbench.errors import UserError
+    from attnbench.models.joining import join_records
+    from attnbench.models.records import KINDS
+    from attnbench.parallel.records import ParallelCase
+    from attnbench.words import count_text
+
+    if every_process:
+        raise UserError(
+            "--every-process keeps the runs of sweeps apart; records of models have no runs: leave it out"
+        )
+    done = join_records(runs, out=out, kinds=(*KINDS, ParallelCase))
+    if json_:
+        print(json.dumps([{**dataclasses.asdict(each), "path": str(each.path)} for each in done], indent=1))
+        return
+    for each in done:
+        print(f"{each.path}: {count_text(each.cases, 'case')} ({_on(each.devices)})")
+        if each.duplicates:
+            print(f"{count_text(each.duplicates, 'case')} left out, measured before on the same device.")
+
+
+def _on(devices: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} on {device}" for device, count in devices.items()) or "none"

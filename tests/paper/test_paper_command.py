@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from attnbench import cli, store, sweeping
+from attnbench import store, sweeping
 from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
@@ -32,25 +31,6 @@ from attnbench.sweeps.values import parse_sizes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "h200"
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["attnbench", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
