@@ -210,13 +210,18 @@ def test_warm_up_lasts_its_time_and_tells_the_fastest_call(clock_of: ClockOf) ->
     assert 300 <= sum(clock.told) - 80.0 < 300 + 20 * 20.0
 
 
-@pytest.mark.parametrize(("call_ms", "calls"), [(999.0, 2), (1000.0, 1)])
-def test_a_call_of_a_second_is_warm_when_it_was_made_once(
-    clock_of: ClockOf, call_ms: float, calls: int
+@pytest.mark.parametrize(
+    ("checked_ms", "limit_s", "calls"),
+    [(999.0, 60.0, 1), (1000.0, 60.0, 0), (1000.0, 4.9, 1)],
+    ids=["short", "long", "long, and perhaps too long"],
+)
+def test_a_check_of_a_second_is_all_the_warming_up(
+    clock_of: ClockOf, checked_ms: float, limit_s: float, calls: int
 ) -> None:
-    clock = clock_of(itertools.repeat(call_ms))
-    assert warm_up(lambda: None, clock=clock, protocol=_protocol(warmup_s=0.3)) == call_ms
-    assert len(clock.told) == calls
+    clock = clock_of(itertools.repeat(700.0))
+    protocol = _protocol(warmup_s=0.0, min_samples_floor=5, limit_s=limit_s)
+    estimate = warm_up(lambda: None, clock=clock, protocol=protocol, checked_ms=checked_ms)
+    assert (len(clock.told), estimate) == (calls, 700.0 if calls else checked_ms)
 
 
 def test_warm_up_calls_what_will_be_timed() -> None:

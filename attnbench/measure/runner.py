@@ -137,25 +137,30 @@ class _Bench:
         """Run once and judge: status `ok`, or `incorrect`, with the errors."""
         with self.phases("build"):
             calls = self.prepare()
-        return self._first_call(calls, clock=open_clock(device=self.device, cache=Cache.HOT))
+        checked, _ = self._first_calls(calls, clock=open_clock(device=self.device, cache=Cache.HOT))
+        return checked
 
-    def _first_call(self, calls: AnyCalls, *, clock: Clock) -> Measurement:
-        """The first call, timed by itself, and the verdicts on it and on one with other values in the same memory."""
+    def _first_calls(self, calls: AnyCalls, *, clock: Clock) -> tuple[Measurement, float]:
+        """The first call, timed by itself, and the verdicts on it and on one with other values in the same memory.
+
+        Beside them the milliseconds of the last of these calls.
+        """
         first_call_ms, verdict = self._checked(calls, clock=clock)
-        fault = verdict.fault
+        fault, last_call_ms = verdict.fault, first_call_ms
         if fault is None:
             with self.phases("build"):
                 refill(calls.inputs, case=self.case, semantics=self.semantics, seed=self.protocol.seed + 1)
-            _, again = self._checked(calls, clock=clock)
+            last_call_ms, again = self._checked(calls, clock=clock)
             if again.fault is not None:
                 fault = f"right once, but a second call with other values is not: {again.fault}"
-        return replace(
+        checked = replace(
             self.blank,
             status=Status.OK if fault is None else Status.INCORRECT,
             reason=fault,
             first_call_ms=first_call_ms,
             accuracy=verdict.accuracy,
         )
+        return checked, last_call_ms
 
     def _checked(self, calls: AnyCalls, *, clock: Clock) -> tuple[float, Verdict]:
         """One call from the start, in milliseconds, and the verdict on what it put out."""
@@ -180,7 +185,7 @@ class _Bench:
         with self.phases("build"):
             calls = self.prepare()
         clock = open_clock(device=self.device, cache=self.protocol.cache)
-        checked = self._first_call(calls, clock=clock)
+        checked, checked_ms = self._first_calls(calls, clock=clock)
         if checked.status is not Status.OK:
             return checked
         make = partial(calls.timed, self.case.workload)
@@ -188,7 +193,7 @@ class _Bench:
         del make
         done = checked
         if not self.proof_only:
-            done = self._timed(checked, call=call, clock=clock, ceilings=ceilings)
+            done = self._timed(checked, call=call, checked_ms=checked_ms, clock=clock, ceilings=ceilings)
         if self.timed_only:
             clock.close()
             return done
@@ -207,12 +212,18 @@ class _Bench:
         return replace(done, memory=memory, kernels=seen.kernels, busy_ms=seen.busy_ms)
 
     def _timed(
-        self, checked: Measurement, *, call: Call, clock: Clock, ceilings: Ceilings | None
+        self,
+        checked: Measurement,
+        *,
+        call: Call,
+        checked_ms: float,
+        clock: Clock,
+        ceilings: Ceilings | None,
     ) -> Measurement:
         """Warm up and sample, with what the device says of itself meanwhile."""
         recorder = Recorder(handle=nvml_handle(self.device))
         with self.phases("warm-up"):
-            estimate = warm_up(call, clock=clock, protocol=self.protocol)
+            estimate = warm_up(call, clock=clock, protocol=self.protocol, checked_ms=checked_ms)
         with self.phases("sample"):
             timing = collect(
                 call, clock=clock, protocol=self.protocol, estimate_ms=estimate, after_batch=recorder.read

@@ -10,33 +10,38 @@ from attnbench.stats import relative_half_width, summarize
 
 _BATCH_MS = 60.0  # device work between two looks at the stopping rule and at the telemetry
 _BATCH_MAX = 200
-_LONG_MS = 1000.0  # a call of a second has warmed up by itself, and costs as much as a sample
+_LONG_MS = 1000.0  # a check that took so long has warmed the device up, and another call would cost a sample
 
 
 class CaseTimeoutError(Exception):
     """The floor of samples does not fit the case limit; the text says by how much."""
 
 
-def warm_up(call: Call, *, clock: Clock, protocol: Protocol) -> float:
+def warm_up(call: Call, *, clock: Clock, protocol: Protocol, checked_ms: float = 0.0) -> float:
     """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
 
-    A call that takes a second is made once.
+    checked_ms: of the call that was checked last, a backward's forward included. One that took a second, and by which
+    the floor of samples fits, is all the warming up and the estimate.
 
     Raises CaseTimeoutError when the floor of samples would not fit into `limit_s`.
     """
+    if checked_ms >= _LONG_MS and _floor_s(checked_ms, protocol) <= protocol.limit_s:
+        return checked_ms
     estimate = clock.once(call)
-    needed = protocol.min_samples_floor * estimate / 1e3
-    if needed > protocol.limit_s:
+    if _floor_s(estimate, protocol) > protocol.limit_s:
         raise CaseTimeoutError(
             f"one call takes {estimate / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
             f"limit of {protocol.limit_s:g} s"
         )
-    if estimate >= _LONG_MS:
-        return estimate
     deadline = now_s() + protocol.warmup_s
     while now_s() < deadline:
         estimate = min(estimate, *clock.batch(call, _batch_size(estimate, at_most=20)))
     return estimate
+
+
+def _floor_s(call_ms: float, protocol: Protocol) -> float:
+    """Seconds that the fewest samples of a case take."""
+    return protocol.min_samples_floor * call_ms / 1e3
 
 
 def collect(

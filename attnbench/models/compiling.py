@@ -9,6 +9,7 @@ and is called compiled.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,9 +65,23 @@ def telling() -> Iterator[None]:
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     try:
-        yield
+        with _unwarned():
+            yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         what = f"{type(error).__name__}: {first_sentence(error)}".rstrip(".")
         raise CompilationError(
             f"torch.compile fails on a block ({what}); --no-compile runs it as it is written"
         ) from error
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without torch's warning that selective checkpointing must not hold operators that write in place: ours has none,
+    and under torchrun every rank would tell it between the lines of progress."""
+    logger = logging.getLogger("torch._higher_order_ops.wrap")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

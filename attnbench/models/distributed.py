@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from attnbench.errors import UserError
+from attnbench.options import Exit
 
 if TYPE_CHECKING:
     from attnbench.models.model import LanguageModel
@@ -42,6 +43,20 @@ class Ranks:
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank is refused in here ends all: else the others would wait for it until they are killed.
+
+        Raises UserError on the rank that was refused, and ends the others without a word (exit code 2).
+        """
+        refusal: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            refusal = error
+        if self.any(refusal is not None):
+            raise refusal or SystemExit(Exit.USAGE)
 
     def any(self, here: bool) -> bool:
         """Is it so on any rank? All ranks ask together: they must go the same way."""

@@ -60,7 +60,7 @@ def train_table(rows: Sequence[TrainStep]) -> Table:
     )
     return heads, [
         (
-            f"{row.size} {row.checkpointing}" + (" compiled" if row.compiled else ""),
+            f"{row.size} {row.checkpointing}" + (" compiled" if row.compiled else "") + _gpus(row),
             row.attention,
             f"{row.seq_len:,}",
             batch_text(row),
@@ -124,9 +124,10 @@ def train_sentences(rows: Sequence[TrainStep]) -> list[str]:
     """How constant each speed is over the lengths, and how far apart two are at the longest length of both."""
     sentences = []
     for same in _grouped(rows, key=lambda r: (r.size, r.checkpointing, r.precision, r.gpus, r.compiled)):
-        what = f"{same[0].size}, checkpointing {same[0].checkpointing}" + (
-            ", compiled" if same[0].compiled else ""
-        )
+        first = same[0]
+        what = f"{first.size}, checkpointing {first.checkpointing}" + (", compiled" if first.compiled else "")
+        if first.gpus > 1:
+            what += f", each of {first.gpus} GPUs"
         lines = _grouped(same, key=lambda r: r.attention)
         sentences += [f"{what}: {s}" for line in lines if (s := _constancy(line, lambda r: r.seq_len))]
         for one, other in combinations(lines, 2):
@@ -154,12 +155,33 @@ def _ratio(one: Sequence[TrainStep], other: Sequence[TrainStep]) -> str | None:
 def inference_sentences(rows: Sequence[Inference]) -> list[str]:
     """How constant speed and memory are over the contexts, by what is kept."""
     sentences = []
-    for line in _grouped(rows, key=lambda r: (r.phase, r.size, r.attention, r.cache, r.precision)):
+    for line in _grouped(
+        rows, key=lambda r: (r.phase, r.size, r.attention, r.cache, r.precision, r.new_tokens)
+    ):
         first = line[0]
+        what = f"{first.phase}, {first.size}, {first.cache}"
+        if first.phase == "generate":
+            what += f", {first.new_tokens:,} new tokens"
         constancy = _constancy(line, lambda r: r.context)
         if constancy:
-            sentences.append(f"{first.phase}, {first.size}, {first.cache}: {constancy}{_kept(line)}")
-    return sentences + _missing(rows)
+            sentences.append(f"{what}: {constancy}{_kept(line)}")
+    return sentences + _generations(rows) + _missing(rows)
+
+
+def _generations(rows: Sequence[Inference]) -> list[str]:
+    """What a state puts out beside each cache, from the same prompt to as many new tokens."""
+    sentences = []
+    known = [row for row in rows if row.phase == "generate" and row.tokens_per_s]
+    for same in _grouped(known, key=lambda r: (r.size, r.precision, r.context, r.new_tokens)):
+        for state in (row for row in same if row.cache == "state"):
+            sentences += [
+                f"generate, {state.size}, {state.new_tokens:,} new tokens: a state with {state.batch:,} sequences puts "
+                f"out {factor((state.tokens_per_s or 0.0) / row.tokens_per_s)} the tokens of {row.cache} with "
+                f"{row.batch:,}."
+                for row in same
+                if row.cache != "state" and row.tokens_per_s
+            ]
+    return sentences
 
 
 def _kept(line: Sequence[Inference]) -> str:
@@ -220,6 +242,11 @@ def _spread(row: TrainStep) -> str:
     if row.p10_ms is None or row.p90_ms is None or not row.median_ms:
         return ""
     return f"{(row.p90_ms - row.p10_ms) / row.median_ms:.1%}"
+
+
+def _gpus(row: TrainStep) -> str:
+    """That it ran on several; nothing of one."""
+    return f" {row.gpus} GPUs" if row.gpus > 1 else ""
 
 
 def _share(value: float | None) -> str:

@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from attnbench.case import Status
 from attnbench.executors.lock import device_lock
 from attnbench.executors.spared import Forecast
@@ -41,10 +39,17 @@ def measure_together(
     Raises UserError when another process times on the device, or the folder holds other devices' records.
     """
     ours = ranks.device.type == "cuda" or ranks.rank == 0
-    with device_lock(ranks.device.type, index=ranks.device.index) if ours else contextlib.nullcontext():
+    environment = collect(ranks.device)
+    with contextlib.ExitStack() as held:
+        with ranks.together():
+            if ours:
+                held.enter_context(device_lock(ranks.device.type, index=ranks.device.index))
+            if ranks.rank == 0:
+                folder.open(device=environment["device"])
         return _measure(
             requests,
             folder=folder,
+            environment=environment,
             measure=measure,
             ranks=ranks,
             budget_s=budget_s,
@@ -58,6 +63,7 @@ def _measure(
     requests: Sequence[Any],
     *,
     folder: Folder[R],
+    environment: dict[str, Any],
     measure: Callable[[Any], R],
     ranks: Ranks,
     budget_s: float | None,
@@ -65,9 +71,6 @@ def _measure(
     describe: Callable[[R], str],
     forecast: Forecast | None,
 ) -> Outcome[R]:
-    environment = collect(ranks.device)
-    if ranks.rank == 0:
-        folder.open(device=environment["device"])
     begun, total = now_s(), _lacking(requests, folder)
     left = 0
     for request in requests:
@@ -83,7 +86,7 @@ def _measure(
             folder.keep(request.case_id, [row], environment=environment)
             count = total - _lacking(requests, folder)
             say(progress(describe(row), count=count, total=total, begun=begun))
-    dist.barrier()
+    ranks.any(False)  # all are done
     if ranks.rank == 0 and folder.done():
         folder.merge()
     done = folder.rows([request.case_id for request in requests]) if ranks.rank == 0 else []

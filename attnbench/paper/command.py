@@ -186,8 +186,8 @@ def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
         said.append(page.left_words([str(each) for each in taken.left]))
     if figure.form == "dots":
         said.append(
-            "the number at the right is the measured value (of several the last in the legend), or else the "
-            "corrected or published one"
+            "the numbers at the right are the measured values, in the order of the legend, or else the corrected or "
+            "published one"
         )
     return said
 

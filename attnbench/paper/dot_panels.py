@@ -54,40 +54,51 @@ def render(sheet: Sheet, *, axes: str) -> Drawn:
     figure, canvas = page(foot + len(footer) * LINE + EDGE)
     put_head(canvas, title, below)
     left = EDGE + 0.08 + widest([series.label for series in sheet.series])
+    told = [values_text(sheet, panel, series) for panel in sheet.panels for series in _rows(sheet, panel)]
+    right = WIDTH - EDGE - max(0.75, 0.1 + widest(told))
     for panel, at in zip(sheet.panels, tops, strict=True):
-        _panel(canvas, sheet, panel, left=left, top=at)
+        _panel(canvas, sheet, panel, left=left, right=right, top=at)
     put_entries(canvas, entries, top=legend)
     canvas.lines(footer, x=EDGE, top=foot, size=SMALL, colour="#555555")
     return figure
 
 
-def _panel(canvas: Canvas, sheet: Sheet, panel: Panel, *, left: float, top: float) -> None:
+def _panel(canvas: Canvas, sheet: Sheet, panel: Panel, *, left: float, right: float, top: float) -> None:
     rows = _rows(sheet, panel)
     where = f" at {sheet.figure.at:,.0f} tokens" if sheet.figure.x == "seq_len" and sheet.figure.at else ""
     canvas.text(f"{panel.title}{where}, {axis_unit(panel)}", x=left, top=top, size=TEXT)
     start = top + LINE + 0.04
-    axes = canvas.axes(x=left, top=start, width=WIDTH - EDGE - left - 0.75, height=len(rows) * _ROW)
+    axes = canvas.axes(x=left, top=start, width=right - left, height=len(rows) * _ROW)
     _frame(axes, rows=len(rows))
     for place, series in enumerate(rows):
-        canvas.text(
-            short(series.label, 40),
-            x=left - 0.08,
-            top=start + (place + 0.5) * _ROW - 0.085,
-            size=SMALL,
-            ha="right",
-        )
-        there = [line for line in sheet.here(panel) if line.series == series.key]
-        values = [_row(axes, sheet, line, place=place, look=series.look, panel=panel) for line in there]
-        known = [value for value in values if value is not None]
-        if known:  # of the last kind: measured, where there is one
-            said = value_text(known[-1] * axis_scale(panel), panel.quantity).removesuffix(" tokens/s")
-            x = left + axes.bbox.width / canvas.figure.dpi + 0.08
-            canvas.text(said, x=x, top=start + (place + 0.5) * _ROW - 0.085, size=SMALL)
+        middle = start + (place + 0.5) * _ROW - 0.085
+        canvas.text(short(series.label, 40), x=left - 0.08, top=middle, size=SMALL, ha="right")
+        for line in _lines(sheet, panel, series):
+            _row(axes, sheet, line, place=place, look=series.look, panel=panel)
+        canvas.text(values_text(sheet, panel, series), x=right + 0.08, top=middle, size=SMALL)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.03)
 
 
-def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: Panel) -> float | None:
-    """The mark of one line in its row; its value in the unit of the axis."""
+def _lines(sheet: Sheet, panel: Panel, series: Series) -> list[Line]:
+    """Those of a row, in the order of the legend."""
+    there = [line for line in sheet.here(panel) if line.series == series.key]
+    return sorted(there, key=lambda line: sheet.kinds.index((line.origin, line.edition)))
+
+
+def values_text(sheet: Sheet, panel: Panel, series: Series) -> str:
+    """The measured values of a row, or else the corrected or published one."""
+    known = [
+        (line.origin, value)
+        for line in _lines(sheet, panel, series)
+        if sheet.figure.at is not None and (value := line.at(sheet.figure.at)) is not None
+    ]
+    measured = [value for origin, value in known if origin is Origin.MEASURED]
+    values = measured or [value for _, value in known[-1:]]
+    return " / ".join(value_text(value, panel.quantity).removesuffix(" tokens/s") for value in values)
+
+
+def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: Panel) -> None:
+    """The mark of one line in its row."""
     colour = style_of(look).colour
     value = line.at(sheet.figure.at) if sheet.figure.at is not None else None
     # What coincides is still seen: marks of one row lie a little above each other.
@@ -105,7 +116,7 @@ def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: 
                     clip_on=False,
                     **sign_style(gap.status, colour=colour, hollow=hollow),
                 )
-        return None
+        return
     marker = _mark(sheet, line.origin, line.edition)
     axes.plot(
         [value / axis_scale(panel)],
@@ -114,7 +125,6 @@ def _row(axes: Axes, sheet: Sheet, line: Line, *, place: int, look: str, panel: 
         zorder=3,
         **mark_style(line.origin, colour=colour, marker=marker, size=6.2),
     )
-    return value / axis_scale(panel)
 
 
 def _frame(axes: Axes, *, rows: int) -> None:

@@ -229,7 +229,6 @@ def _varies(rows: Iterable[Record], name: str, *, x: str) -> bool:
 def _edition(row: Record, varying: Sequence[str]) -> str:
     words = {
         "checkpointing": "checkpointing {}",
-        "gpus": "{} GPUs",
         "batch": "batch {}",
         "new_tokens": "{:,} new tokens",
     }
@@ -237,9 +236,11 @@ def _edition(row: Record, varying: Sequence[str]) -> str:
     told = [
         flags[name][value] if name in flags else words.get(name, "{}").format(value)
         for name in varying
-        if (value := getattr(row, name, None)) is not None
+        if name != "gpus" and (value := getattr(row, name, None)) is not None
     ]
-    return ", ".join([row.device or "an unknown device", *told])
+    gpus = getattr(row, "gpus", 1)
+    device = row.device or "an unknown device"
+    return ", ".join([device if gpus == 1 else f"{gpus} x {device}", *told])
 
 
 def _record_point(rows: Sequence[Record], *, x: float, quantity: str) -> Point:

@@ -79,6 +79,8 @@ class Budget:
 def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:
     """What recorded runs hold of a figure. paths: runs, or folders in which runs lie by their names.
 
+    Of a case that several have on one device, the first one's counts.
+
     Raises UserError when a path does not exist, or is a run that holds nothing of the figure.
     """
     for path in paths:
@@ -92,9 +94,9 @@ def recorded(figure: Figure, paths: Sequence[Path]) -> Taken:
             raise UserError(
                 f"{joined([str(path) for path in given])} holds nothing of {figure.name}: {_needs(figure)}"
             )
-    found = {name: there for name in figure.sources if (there := _look(name, folders)) is not None}
-    absent = tuple(name for name in figure.sources if name not in found)
-    runs = (*given, *found.values())
+    found = {name: _look(name, folders) for name in figure.sources}
+    absent = tuple(name for name, there in found.items() if not there)
+    runs = (*given, *(path for there in found.values() for path in there))
     measured = _take(figure, runs) if runs else Measured(lines=())
     return Taken(measured=measured, runs=runs, absent=() if given else absent)
 
@@ -178,25 +180,36 @@ def _is_run(path: Path) -> bool:
     return path.is_file() or (path / "run.json").is_file()
 
 
-def _look(name: str, folders: Sequence[Path]) -> Path | None:
-    """The run of that name in one of some folders: a file here or below `paper` or `models`, or a run folder."""
-    for folder in folders:
-        below = [folder / part / f"{name}.parquet" for part in ("paper", MODELS)]
-        for place in (folder / f"{name}.parquet", folder / name, *below):
-            if (
-                place.is_file()
-                or any(place.glob("shards/*.parquet"))
-                or (place / "results.parquet").is_file()
-            ):
-                return place
+def _look(name: str, folders: Sequence[Path]) -> list[Path]:
+    """The runs of that name in some folders."""
+    return [run for folder in folders if (run := _run_in(folder, name)) is not None]
+
+
+def _run_in(folder: Path, name: str) -> Path | None:
+    """The run of that name in a folder: a file there or below `paper` or `models`, or a run folder."""
+    below = [folder / part / f"{name}.parquet" for part in ("paper", MODELS)]
+    for place in (folder / f"{name}.parquet", folder / name, *below):
+        if place.is_file() or any(place.glob("shards/*.parquet")) or (place / "results.parquet").is_file():
+            return place
     return None
 
 
 def _take(figure: Figure, runs: Sequence[Path]) -> Measured:
     if figure.records:
-        return of_records(figure, [row for path in runs for row in READERS[figure.records](path)])
+        return of_records(figure, _rows(figure, runs))
     frames: list[pd.DataFrame] = [load_results(path) for path in runs]
     return of_runs(figure, frames)
+
+
+def _rows(figure: Figure, runs: Sequence[Path]) -> list[Record]:
+    """The records in some files; a later file adds only the cases that the earlier ones do not have."""
+    known: set[tuple[str, str | None]] = set()
+    rows: list[Record] = []
+    for path in runs:
+        new = [row for row in READERS[figure.records](path) if (row.case_id, row.device) not in known]
+        known |= {(row.case_id, row.device) for row in new}
+        rows += new
+    return rows
 
 
 def _needs(figure: Figure) -> str:

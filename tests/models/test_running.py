@@ -17,7 +17,7 @@ from attnbench.executors.spared import Forecast
 from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError
 from attnbench.models import findings, planning, records, running
 from attnbench.models.folder import Folder
-from attnbench.models.records import Loss, TrainStep
+from attnbench.models.records import Inference, Loss, TrainStep
 from attnbench.models.running import Outcome, Run
 from attnbench.models.training import TrainRequest
 from attnbench.providers import Cost
@@ -289,4 +289,37 @@ def test_findings_name_the_faster_one_at_the_longest_common_length() -> None:
         "8.57× from end to end.",
         "tiny, checkpointing none: at 4,096 tokens lightning2 trains at 7.00× the speed of sdpa.",
         "Not measured: train.tiny.sdpa.N8192.T8192.none.fp32: oom: full",
+    ]
+
+
+def test_findings_tell_one_gpu_from_several() -> None:
+    rows = [
+        dataclasses.replace(BASE.blank(), attention="lightning2", gpus=gpus, tokens_per_s=rate)
+        for gpus, rate in ((1, 31e3), (2, 30e3))
+    ]
+    where = f"at {BASE.seq_len:,} tokens."
+    assert findings.train_sentences(rows) == [
+        f"tiny, checkpointing none: lightning2 runs at 31.0 k tokens/s {where}",
+        f"tiny, checkpointing none, each of 2 GPUs: lightning2 runs at 30.0 k tokens/s {where}",
+    ]
+
+
+def test_a_generation_is_told_by_its_new_tokens_and_beside_what_caches_put_out() -> None:
+    def generation(cache: str, batch: int, new_tokens: int, rate: float) -> Inference:
+        return Inference(
+            case_id="x", model="x", size="1B", attention="x", cache=cache, phase="generate", context=512,
+            precision="bf16", status="ok", batch=batch, new_tokens=new_tokens, tokens_per_s=rate,
+        )  # fmt: skip
+
+    rows = [
+        generation("state", 4000, 128, 30e3), generation("kv", 900, 128, 15e3), generation("state", 4000, 1024, 50e3),
+        generation("kv", 400, 1024, 10e3),
+    ]  # fmt: skip
+    assert findings.inference_sentences(rows) == [
+        "generate, 1B, state, 128 new tokens: x runs at 30.0 k tokens/s at 512 tokens.",
+        "generate, 1B, kv, 128 new tokens: x runs at 15.0 k tokens/s at 512 tokens.",
+        "generate, 1B, state, 1,024 new tokens: x runs at 50.0 k tokens/s at 512 tokens.",
+        "generate, 1B, kv, 1,024 new tokens: x runs at 10.0 k tokens/s at 512 tokens.",
+        "generate, 1B, 128 new tokens: a state with 4,000 sequences puts out 2.00× the tokens of kv with 900.",
+        "generate, 1B, 1,024 new tokens: a state with 4,000 sequences puts out 5.00× the tokens of kv with 400.",
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,30 @@ def test_more_ranks_than_gpus_are_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         joined("cuda"),
     ):
         pass
+
+
+def test_what_one_rank_is_refused_ends_all_at_once(tmp_path: Path) -> None:
+    """The lock of its device is held: the others, waiting for it, would be killed after half a minute."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+from attnbench.errors import UserError
+from attnbench.models.distributed import joined
+
+with joined("cpu") as ranks, ranks.together():
+    if ranks.rank == 1:
+        raise UserError("another attnbench is measuring on it")
+print("went on")
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "went on" not in done.stdout
+    assert done.stderr.count("UserError: another attnbench is measuring on it") == 1
+    assert "SIGKILL" not in done.stderr
+
+
+def test_a_group_of_one_passes_on_what_it_is_refused() -> None:
+    with pytest.raises(UserError, match="no"), Ranks.alone(CPU).together():
+        raise UserError("no")

@@ -163,6 +163,19 @@ def test_a_length_reached_by_other_settings_alone_is_no_part_of_the_line_and_of_
     assert [each.verdict for each in ahead] == [Verdict.HOLDS]
 
 
+def test_several_gpus_are_named_with_the_device_and_stand_apart_from_one() -> None:
+    rows = [
+        _step("lightning2", 1024, 1000.0),
+        _step("lightning2", 1024, 970.0, gpus=2),
+        _step("lightning2", 2048, 960.0, gpus=2),
+    ]
+    both = of_records(find("table1"), rows)
+    assert _one(both, "1B", "TNL-LA2").at(1024) == 1000.0
+    assert _one(both, "1B", "TNL-LA2", f"2 x {H200}").value.tolist() == [970.0, 960.0]
+    alone = of_records(find("table1"), rows[1:])
+    assert devices(alone.lines) == f"2 x {H200}"
+
+
 def _generation(model: str, cache: str, rate: float, **more: Any) -> Inference:
     values: dict[str, Any] = {
         "case_id": f"{model}.{cache}", "model": model, "size": "0.4B", "attention": "x", "cache": cache,

@@ -17,14 +17,16 @@ from attnbench import store, sweeping
 from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
 from attnbench.executors.run_folder import RunFolder
+from attnbench.models import records
+from attnbench.models.records import TrainStep
 from attnbench.models.running import Outcome, Run
-from attnbench.paper import command, sources
+from attnbench.paper import command, dot_panels, sources
 from attnbench.paper.claims import Ratio
 from attnbench.paper.figures import Figure, figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
-from attnbench.paper.sheet import mark_style, tick_text
-from attnbench.paper.sources import Budget, Measuring, Taken, available
+from attnbench.paper.sheet import Sheet, mark_style, tick_text
+from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
 from attnbench.sweeps.values import parse_sizes
@@ -117,6 +119,46 @@ def test_published_marks_are_hollow_and_measured_ones_solid() -> None:
 )
 def test_a_tick_is_not_rounded(value: float, text: str) -> None:
     assert tick_text(value) == text
+
+
+def test_each_measured_value_is_told_in_the_order_of_the_legend(
+    everything: tuple[Path, tuple[Any, ...]],
+) -> None:
+    figure = find("tnl-fig5")
+    (done,) = (each for each in everything[1] if each.figure.name == figure.name)
+    sheet = Sheet(figure=figure, lines=tuple(reversed(done.lines)), remarks=())
+    sizes = {panel.key: panel for panel in figure.panel}
+    rows = {series.key: series for series in figure.series}
+    legend = [edition for origin, edition in sheet.kinds if origin is Origin.MEASURED]
+    values = {
+        line.edition: line.at(512) or 0.0
+        for line in done.lines
+        if (line.origin, line.panel, line.series) == (Origin.MEASURED, "1B", "TNL")
+    }
+    assert len(legend) == len(values) == 2
+    wanted = " / ".join(f"{values[edition] / 1e3:.1f} k" for edition in legend)
+    assert dot_panels.values_text(sheet, sizes["1B"], rows["TNL"]) == wanted
+    assert dot_panels.values_text(sheet, sizes["published"], rows["TNL"]) == "2.82 k"
+    assert dot_panels.values_text(sheet, sizes["1B"], rows["Pythia"]) == ""
+
+
+# ---------------------------------------------------------------- recorded runs
+
+
+def test_of_a_case_that_two_folders_have_the_first_ones_counts(tmp_path: Path) -> None:
+    def step(seq_len: int, rate: float, **more: Any) -> TrainStep:
+        return TrainStep(
+            case_id=f"N{seq_len}", model="tnl", size="1B", attention="lightning2", seq_len=seq_len, tokens_per_step=8,
+            checkpointing="none", precision="bf16", gpus=1, status="ok", tokens_per_s=rate, device="H200", **more,
+        )  # fmt: skip
+
+    folders = []
+    for name, rows in {"a": [step(1024, 1.0)], "b": [step(1024, 2.0), step(2048, 3.0)]}.items():
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        records.write(rows, folders[-1] / "train-step.parquet", kind=TrainStep, environment={})
+    (line,) = recorded(find("table1"), folders).measured.lines
+    assert (line.x.tolist(), line.value.tolist()) == ([1024, 2048], [1.0, 3.0])
 
 
 # ---------------------------------------------------------------- the command line
