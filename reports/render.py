@@ -21,6 +21,7 @@ from attnbench.models.records import kind_of, read
 from attnbench.parallel.figures import plot_scaling
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.scaling import fit
+from attnbench.plots.canvas import save_with_palette
 from attnbench.report import command
 
 ROOT = Path(__file__).parent.parent
@@ -84,10 +85,7 @@ def _picture(browser: Any, page: Path, *, name: str, view: Mapping[str, Any]) ->
     if name == "print":
         shown.emulate_media(media="print")
         shown.evaluate("dispatchEvent(new Event('beforeprint'))")
-    picture = Image.open(io.BytesIO(shown.screenshot()))
-    # A page has few colours: a palette of them is a third of the bytes.
-    palette = picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette.save(page.with_suffix(f".{name}.png"), optimize=True)
+    save_with_palette(Image.open(io.BytesIO(shown.screenshot())), page.with_suffix(f".{name}.png"))
     context.close()
 
 

@@ -15,12 +15,13 @@ import matplotlib as mpl
 import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image, ImageChops
 
 import attnbench.plots
 from attnbench.case import Case, Status
 from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
-from attnbench.plots import curves, plot_run
+from attnbench.plots import canvas, curves, plot_run
 from attnbench.plots.looks import STYLES, style_of
 from attnbench.plots.notes import flatness_words
 from attnbench.plots.quantities import QUANTITIES
@@ -289,3 +290,15 @@ def test_one_provider_and_one_window_keep_the_colour_of_their_mechanism() -> Non
 def test_unknown_names_keep_their_style() -> None:
     assert style_of("mine") == style_of("mine")
     assert len({style_of(f"mine-{i}") for i in range(40)}) > 30
+
+
+def test_a_png_has_a_palette_and_looks_like_what_was_drawn(tmp_path: Path) -> None:
+    ramp = Image.linear_gradient("L").convert("RGB")
+    ramp.paste((255, 255, 255), (0, 0, 256, 128))
+    canvas.save_with_palette(ramp, tmp_path / "ramp.png")
+    with Image.open(tmp_path / "ramp.png") as found:
+        assert found.mode == "P"
+        again = found.convert("RGB")
+    assert again.getpixel((0, 0)) == (255, 255, 255)  # a page's white has no edge
+    apart = ImageChops.difference(ramp, again).convert("L").histogram()
+    assert not any(apart[3:])
