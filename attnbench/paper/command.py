@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UserError
-from attnbench.paper import page
+from attnbench.paper import page, sittings
 from attnbench.paper.deviations import deviations
 from attnbench.paper.drawing import draw
 from attnbench.paper.figures import Figure, figures, find
@@ -19,6 +19,7 @@ from attnbench.paper.measured import devices
 from attnbench.paper.page import Reproduced
 from attnbench.paper.published import borrowed, corrected, published
 from attnbench.paper.sheet import Sheet
+from attnbench.paper.sittings import Sitting, Stopwatch
 from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
 from attnbench.words import duration, joined
 
@@ -76,6 +77,7 @@ def reproduce(
         folder=wanted.out / "runs",
         device=device,
         budget=Budget(seconds=None if wanted.budget_min is None else wanted.budget_min * 60),
+        stopwatch=Stopwatch(folder=wanted.out / "runs"),
         console=console,
         words=sys.argv[1:],
         claims_alone=wanted.all,
@@ -92,8 +94,9 @@ def reproduce(
         done.append(_reproduce(figure, there, why=why, out=wanted.out))
     if wanted.all:
         command = shlex.join(["attnbench", "paper", "all", *_shown(wanted)])
-        page.write(wanted.out / "README.md", page.summary_markdown(done, command=command))
-        page.write(wanted.out / "index.html", page.summary_html(done, command=command))
+        taken_s = sittings.words(_sittings(wanted))
+        page.write(wanted.out / "README.md", page.summary_markdown(done, command=command, taken=taken_s))
+        page.write(wanted.out / "index.html", page.summary_html(done, command=command, taken=taken_s))
     return tuple(done)
 
 
@@ -131,6 +134,12 @@ def as_json(done: Reproduced) -> Mapping[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------
+
+
+def _sittings(wanted: Request) -> list[Sitting]:
+    """Those in which the runs were measured that are drawn."""
+    folders = [place for path in wanted.runs for place in (path, path / "paper")] or [wanted.out / "runs"]
+    return [each for folder in folders for each in sittings.sittings(folder)]
 
 
 def _taken(wanted: Request, figure: Figure, measuring: Measuring | None) -> tuple[Taken, str]:

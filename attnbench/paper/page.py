@@ -116,8 +116,8 @@ def figure_markdown(done: Reproduced) -> str:
     )
 
 
-def summary_markdown(done: Sequence[Reproduced], *, command: str) -> str:
-    """One page of all figures."""
+def summary_markdown(done: Sequence[Reproduced], *, command: str, taken: str = "") -> str:
+    """One page of all figures. taken: how long measuring took, where it is known."""
     rows = tuple(
         (f"[{each.figure.name}]({each.figure.name}.md)", each.figure.title, each.figure.paper, each.sentence)
         for each in done
@@ -136,6 +136,7 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str) -> str:
             "",
             f"`{command}`. {overall(done)}",
             "",
+            *([taken, ""] if taken else []),
             Table(title="", headings=("figure", "what", "from", "here"), rows=rows).markdown(),
             "",
             *(["## What does not hold here", "", *failing, ""] if failing else []),
@@ -151,12 +152,12 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str) -> str:
     )
 
 
-def summary_html(done: Sequence[Reproduced], *, command: str) -> str:
+def summary_html(done: Sequence[Reproduced], *, command: str, taken: str = "") -> str:
     """The same page for a browser, with the claims of each figure."""
     return plain_page(
         "The papers' figures, published and measured",
         asked=command,
-        answer=[overall(done)],
+        answer=[overall(done), *filter(None, [taken])],
         sections=[_section(each) for each in done],
     )
 

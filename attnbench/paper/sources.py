@@ -14,6 +14,7 @@ from attnbench.measure.clock import now_s
 from attnbench.models.records import Inference, Loss, Record, TrainStep, read
 from attnbench.paper.figures import Figure
 from attnbench.paper.measured import Measured, of_records, of_runs
+from attnbench.paper.sittings import Stopwatch
 from attnbench.paper.whole_models import Runner, record
 from attnbench.store import load_results
 from attnbench.words import count_text, joined
@@ -117,6 +118,7 @@ class Measuring:
     folder: Path
     device: Device
     budget: Budget
+    stopwatch: Stopwatch
     console: Console
     words: Sequence[str]  # the command line, for the runs' records
     claims_alone: bool = False
@@ -128,11 +130,17 @@ class Measuring:
 
         Raises what running a sweep raises.
         """
-        left = [Left(run=preset, cases=cases) for preset in figure.sweeps if (cases := self._measure(preset))]
+        left = []
+        for preset in figure.sweeps:
+            with self.stopwatch(preset):
+                cases = self._measure(preset)
+            if cases:
+                left.append(Left(run=preset, cases=cases))
         failures = []
         for command in self._commands(figure):
-            folder = self.folder / MODELS
-            made = record(command, folder=folder, remaining_s=self.budget.remaining_s(), run=self.model)
+            folder, remaining_s = self.folder / MODELS, self.budget.remaining_s()
+            with self.stopwatch(command):
+                made = record(command, folder=folder, remaining_s=remaining_s, run=self.model)
             if made.left != 0:
                 left.append(Left(run=command, cases=made.left))
             failures += [made.failure] if made.failure else []

@@ -26,6 +26,7 @@ from attnbench.paper.figures import Figure, figures, find
 from attnbench.paper.lines import Origin
 from attnbench.paper.measured import Measured
 from attnbench.paper.sheet import Sheet, mark_style, tick_text
+from attnbench.paper.sittings import Stopwatch
 from attnbench.paper.sources import Budget, Measuring, Taken, available, recorded
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
@@ -261,7 +262,7 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
     for _ in range(4):
         measuring = Measuring(
             folder=tmp_path, device="cuda", budget=Budget(seconds=40 * 60, begun=sweeping.now),
-            console=Console(quiet=True), words=(), sweep=sweeping,
+            stopwatch=Stopwatch(folder=tmp_path), console=Console(quiet=True), words=(), sweep=sweeping,
         )  # fmt: skip
         left.append([str(each) for name in ("fig3", "tnl-fig4") for each in measuring.take(find(name)).left])
     # 48 cases of paper-fig3, which both figures need, and 16 of paper-tnl-fig4.
@@ -286,7 +287,8 @@ def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
     def measuring(minutes: float, *, claims_alone: bool) -> Measuring:
         return Measuring(
             folder=tmp_path, device="cuda", budget=Budget(seconds=60 * minutes, begun=clock[0]),
-            console=Console(quiet=True), words=(), model=model, claims_alone=claims_alone,
+            stopwatch=Stopwatch(folder=tmp_path), console=Console(quiet=True), words=(), model=model,
+            claims_alone=claims_alone,
         )  # fmt: skip
 
     figure = find("table1")

@@ -1,0 +1,93 @@
+"""How long measuring took: each sitting of `attnbench paper`, by what it measured, kept beside the runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from attnbench.errors import UserError
+from attnbench.measure.clock import now_s, timestamp
+from attnbench.words import count_text, duration
+
+FILE: Final = "sittings.json"
+_NOTHING_S: Final = 1.0  # what was there already is looked through in less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """One command that measured: when it began (UTC, ISO 8601), and the seconds of each run or recording command."""
+
+    began: str
+    seconds: Mapping[str, float]
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass
+class Stopwatch:
+    """Takes the time of what is measured into a folder. What is done is kept, also when the next one is cut off."""
+
+    folder: Path
+    began: str = field(default_factory=timestamp)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Starts of processes and compiling are part of it."""
+        begun = now_s()
+        try:
+            yield
+        finally:
+            taken = now_s() - begun
+            if taken >= _NOTHING_S:
+                self.seconds[what] = round(self.seconds.get(what, 0.0) + taken, 1)
+                self._keep()
+
+    def _keep(self) -> None:
+        """Raises UserError when it cannot be written."""
+        every = [each for each in sittings(self.folder) if each.began != self.began]
+        every.append(Sitting(began=self.began, seconds=self.seconds))
+        content = {"sittings": [{"began": each.began, "seconds": dict(each.seconds)} for each in every]}
+        path = self.folder / FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sittings(folder: Path) -> list[Sitting]:
+    """Those that a folder of runs tells of, in order. Raises UserError for a file that is not what was written."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["sittings"]
+        return [
+            Sitting(began=str(each["began"]), seconds={k: float(v) for k, v in each["seconds"].items()})
+            for each in found
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what attnbench paper wrote: {error}") from error
+
+
+def words(every: Sequence[Sitting]) -> str:
+    """How long all of it took, and what took longest first; empty where nothing is known."""
+    if not every:
+        return ""
+    total: dict[str, float] = {}
+    for each in every:
+        for what, seconds in each.seconds.items():
+            total[what] = total.get(what, 0.0) + seconds
+    days = list(dict.fromkeys(each.began[:10] for each in every))
+    when = (
+        f"in {count_text(len(every), 'sitting')} ({', '.join(days)})" if len(every) > 1 else f"on {days[0]}"
+    )
+    parts = [f"{what} {duration(s)}" for what, s in sorted(total.items(), key=lambda item: -item[1])]
+    return f"Measuring took {duration(sum(total.values()))}, {when}: {'; '.join(parts)}."
