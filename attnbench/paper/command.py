@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnbench.errors import UserError
+from attnbench.case import Launch
+from attnbench.errors import UserError, unknown
 from attnbench.paper import page, sittings
 from attnbench.paper.deviations import deviations
 from attnbench.paper.drawing import draw
@@ -39,10 +40,18 @@ class Request:
     all: bool
     runs: tuple[Path, ...]
     budget_min: float | None
+    launch: str | None  # of calls in sweeps; None: as each preset says
     out: Path
 
 
-def request(name: str, *, runs: Sequence[Path], budget_min: float | None, out: Path | None) -> Request:
+def request(
+    name: str,
+    *,
+    runs: Sequence[Path],
+    budget_min: float | None,
+    out: Path | None,
+    launch: str | None = None,
+) -> Request:
     """A request from what was typed.
 
     Raises UserError for an unknown figure, with the nearest name, and for what does not go together.
@@ -51,12 +60,18 @@ def request(name: str, *, runs: Sequence[Path], budget_min: float | None, out: P
     asked = tuple(figures().values()) if every else (find(name),)
     if budget_min is not None and runs:
         raise UserError("--run takes recorded runs and measures nothing: leave --gpu-budget out")
+    if launch is not None and runs:
+        raise UserError("--run takes recorded runs and measures nothing: leave --launch out")
+    if launch is not None and launch not in list(Launch):
+        raise unknown("launch", launch, list(Launch))
     if budget_min is not None and not budget_min > 0:
         raise UserError(f"--gpu-budget: expected minutes above 0, got {budget_min:g}")
     for path in runs:
         if every and path.is_file():
             raise UserError(f"paper all takes folders of recorded runs with --run, got the file {path}")
-    return Request(figures=asked, all=every, runs=tuple(runs), budget_min=budget_min, out=out or FOLDER)
+    return Request(
+        figures=asked, all=every, runs=tuple(runs), budget_min=budget_min, launch=launch, out=out or FOLDER
+    )
 
 
 def reproduce(
@@ -81,6 +96,7 @@ def reproduce(
         console=console,
         words=sys.argv[1:],
         claims_alone=wanted.all,
+        launch=wanted.launch,
     )
     # Whole models take longest: what a budget ends with is theirs.
     order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
@@ -204,6 +220,7 @@ def _remarks(figure: Figure, taken: Taken, *, why: str) -> list[str]:
 def _shown(wanted: Request) -> list[str]:
     """The options of the command, for its summary."""
     runs = [part for path in wanted.runs for part in ("--run", _told(path))]
+    runs += [] if wanted.launch is None else ["--launch", wanted.launch]
     return [*runs, "-o", _told(wanted.out)]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from attnbench.options import DeviceOption, Exit, Json, make_console
+from attnbench.options import DeviceOption, Exit, Json, LaunchOption, make_console
 
 
 def paper(
@@ -27,6 +27,7 @@ def paper(
             "--gpu-budget", help="Minutes of measuring; the same command goes on with what is left."
         ),
     ] = None,
+    launch: LaunchOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -40,7 +41,8 @@ def paper(
 
     Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
     figure and a summary; of whole models it measures what the claims need, and a figure by its name also the lengths
-    between. Without a GPU and without --run the published points are drawn alone.
+    between. Without a GPU and without --run the published points are drawn alone. With --launch graph calls of sweeps
+    are replayed as CUDA graphs, which a busy host does not slow.
 
     Exit code 3 if the budget ended before everything was measured.
     """
@@ -53,7 +55,7 @@ def paper(
     from attnbench.measure.gpus import device_kind
     from attnbench.sweeping import InterruptedSweepError
 
-    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, out=out)
+    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, launch=launch, out=out)
 
     kind = device_kind(device)
     try:

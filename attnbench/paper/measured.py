@@ -17,6 +17,7 @@ from attnbench.paper.details import details, what_ran
 from attnbench.paper.figures import Figure, Panel, Series, Where
 from attnbench.paper.lines import Floats, Line, Origin, Point, line
 from attnbench.paper.tables import Table
+from attnbench.summary.doubts import of_times
 from attnbench.words import joined
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def of_runs(figure: Figure, frames: Sequence[pd.DataFrame]) -> Measured:
     Where no run has the figure's shape, another one of theirs is taken, and said.
     """
     rows = pd.concat(frames, ignore_index=True)
+    rows.attrs["runs"] = {name: run for frame in frames for name, run in frame.attrs.get("runs", {}).items()}
     # A run's own repetitions stay; a later source adds only what the earlier ones have not measured at all.
     origin = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
     first = pd.Series(origin).groupby([rows["case_id"], rows["device"].fillna("")]).transform("min")
@@ -58,6 +60,7 @@ def of_runs(figure: Figure, frames: Sequence[pd.DataFrame]) -> Measured:
         same = [each for each in here if each.group == group]
         lines += [dataclasses.replace(each, as_assumed=fits) for each in _lines(figure, same)]
         remarks += _substitutes(figure, same)
+        remarks += _doubts(figure, rows, same)
     named = {name for series in figure.series for name in series.mechanism}
     ran = what_ran(frames, mechanisms=named) if lines else ()
     return Measured(lines=tuple(lines), remarks=tuple(dict.fromkeys(remarks)), details=ran)
@@ -143,6 +146,16 @@ def _substitutes(figure: Figure, found: Sequence[Curve]) -> list[str]:
     there = {c.mechanism: c for c in found}
     chosen = {series.label: (series.mechanism, _first(series.mechanism, there)) for series in figure.series}
     return [f"{label} is {name} here" for label, (names, name) in chosen.items() if name and name != names[0]]
+
+
+def _doubts(figure: Figure, rows: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
+    """What is to be doubted in the times behind some curves; a figure of memory shows none."""
+    if all(panel.quantity == "memory" for panel in figure.panel):
+        return ()
+    drawn = {(curve.mechanism, curve.workload) for curve in found}
+    device = {curve.group.device for curve in found}
+    pairs = pd.Series(zip(rows["mechanism"], rows["workload"], strict=True), index=rows.index)
+    return of_times(rows[pairs.isin(drawn) & rows["device"].isin(device)])
 
 
 # ---------------------------------------------------------------- records of whole models

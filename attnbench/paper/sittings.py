@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from attnbench.errors import UserError
+from attnbench.executors.run_folder import write_json
 from attnbench.measure.clock import now_s, timestamp
 from attnbench.words import count_text, duration
 
@@ -54,12 +55,8 @@ class Stopwatch:
         every = [each for each in sittings(self.folder) if each.began != self.began]
         every.append(Sitting(began=self.began, seconds=self.seconds))
         content = {"sittings": [{"began": each.began, "seconds": dict(each.seconds)} for each in every]}
-        path = self.folder / FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / FILE, content)
 
 
 def sittings(folder: Path) -> list[Sitting]:

@@ -122,6 +122,7 @@ class Measuring:
     console: Console
     words: Sequence[str]  # the command line, for the runs' records
     claims_alone: bool = False
+    launch: str | None = None  # of calls in sweeps; None: as each preset says
     sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
     model: Runner | None = None  # runs `attnbench model`; default: as a process
 
@@ -156,9 +157,11 @@ class Measuring:
     def _measure(self, preset: str) -> int:
         """Cases of a preset that are left."""
         from attnbench.sweeping import run_sweep
+        from attnbench.sweeps.layers import Overrides
         from attnbench.sweeps.loader import load
 
-        grid = load(preset, device=self.device)
+        protocol = {} if self.launch is None else {"launch": self.launch}
+        grid = load(preset, device=self.device, overrides=Overrides(protocol=protocol))
         path = self.folder / preset
         cases = grid.cases()
         there = {file.stem for file in (path / "shards").glob("*.parquet")} if path.exists() else set()

@@ -27,13 +27,17 @@ def warnings_of(frame: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
     """All of them, without full stops; `found`: the curves of the frame."""
     return (
         *_mixed(frame),
-        *_short(frame),
-        *_launched_late(frame),
+        *of_times(frame),
         *_unlocked(frame),
         *_throttled(frame),
         *_clocks(frame),
         *_wide(found),
     )
+
+
+def of_times(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Those that say of times that they are not the device's alone."""
+    return (*_short(frame), *_launched_late(frame))
 
 
 def _mixed(frame: pd.DataFrame) -> list[str]:

@@ -212,6 +212,9 @@ def test_list_names_every_figure(run: Callable[..., tuple[int, str, str]]) -> No
         (["fig3", "--run", "nowhere"], "there is no results file or folder at nowhere"),
         (["fig3", "--gpu-budget", "0"], "--gpu-budget: expected minutes above 0, got 0"),
         (["fig3", "--gpu-budget", "5", "--run", "{h200}"], "leave --gpu-budget out"),
+        (["fig3", "--launch", "graph", "--run", "{h200}"], "leave --launch out"),
+        (["fig3", "--launch", "grph"], "unknown launch 'grph'; did you mean 'graph'?"),
+        (["fig3", "--launch", "graph", "--device", "cpu"], "launch 'graph' needs a CUDA device"),
         (["all", "--run", "{h200}/quick.parquet"], "paper all takes folders of recorded runs"),
         (
             ["decode", "--run", "{h200}/quick.parquet"],
@@ -219,7 +222,18 @@ def test_list_names_every_figure(run: Callable[..., tuple[int, str, str]]) -> No
         ),
         (["table1", "--run", "{h200}/quick.parquet"], "expected train-step"),
     ],
-    ids=["typo", "no-run", "no-budget", "both", "file-for-all", "other-run", "other-kind"],
+    ids=[
+        "typo",
+        "no-run",
+        "no-budget",
+        "both",
+        "launch-and-run",
+        "launch-typo",
+        "graph-on-cpu",
+        "file-for-all",
+        "other-run",
+        "other-kind",
+    ],
 )
 def test_bad_input_is_one_sentence(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path, words: list[str], sentence: str
@@ -270,6 +284,22 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
     assert left == [[of_both, "16 cases of paper-tnl-fig4", of_both], [], [], []]
     assert sweeping.resumed == [False, True, False]
     assert sweeping.now == 64 * 60.0
+
+
+def test_calls_of_sweeps_are_launched_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
+    launches = []
+
+    def sweep(grid: Any, cases: Any, **_: Any) -> SimpleNamespace:
+        launches.append(str(grid.protocol.launch))
+        return SimpleNamespace(left=0)
+
+    for launch in (None, "graph"):
+        Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
+            console=Console(quiet=True), words=(), sweep=sweep, launch=launch,
+        ).take(find("fig3"))  # fmt: skip
+    assert launches == ["eager", "graph"]
 
 
 def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
