@@ -18,6 +18,10 @@ _KINDS = {
     Verdict.HOLDS: "verdict-faster", Verdict.FAILS: "verdict-slower", Verdict.OPEN: "verdict-unclear",
     Verdict.UNMEASURED: "verdict-same",
 }  # fmt: skip
+_SHARDED = (
+    "The same commands train on several GPUs (FSDP2) under torchrun, with tokens of a step for each of them: "
+    "`torchrun --nproc-per-node 2 -m attnbench model train-step --size 3B --seq-len 1k,32k --tokens 128k`."
+)
 _WIDE = dict.fromkeys((0, 3, 4), "wide")  # columns of sentences
 
 
@@ -101,6 +105,7 @@ def figure_markdown(done: Reproduced) -> str:
             "",
             *[f"    attnbench {command}" for command in how(figure)],
             "",
+            *([_SHARDED, ""] if figure.records == "train-step" else []),
             "## What is published",
             "",
             f"- Published: {figure.published}.",
