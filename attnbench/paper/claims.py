@@ -149,6 +149,9 @@ class Crossover(_Claim):
         last = found[-1]
         ahead = last.faster == self.faster
         where = float(last.high) if last.estimate is None else last.estimate
+        common = np.intersect1d(lines[self.faster].x, lines[self.slower].x)
+        if ahead and last.low is None and where > self.before and (common < where).any():
+            return Judged(holds=None, said=f"{last.sentence()}; below it nothing tells them apart")
         holds = ahead and (last.low is None or where <= self.before)
         return Judged(holds=holds, said=last.sentence(), value=where if ahead else None)
 
@@ -266,10 +269,17 @@ class Boundary(_Claim):
         if not any(ends.values()):
             longest = min((float(lines[name].x.max()) for name in self.series if len(lines[name])), default=0)
             return Judged(holds=None, said=f"none ran out of memory up to {longest:,.0f} tokens")
+        first = min(end for end in ends.values() if end is not None)
+        if set(ends.values()) == {first}:
+            return Judged(holds=True, said=f"out of memory: all at {first:,.0f} tokens")
+        beyond = [name for name in self.series if _reaches(lines[name], first)]
         said = [f"{name} {'never' if end is None else f'at {end:,.0f}'}" for name, end in ends.items()]
-        same = len(set(ends.values())) == 1
-        first = f"all at {next(iter(ends.values())):,.0f} tokens" if same else joined(said)
-        return Judged(holds=same, said=f"out of memory: {first}")
+        if beyond:
+            return Judged(holds=False, said=f"out of memory: {joined(said)}")
+        open_ = [name for name, end in ends.items() if end != first]
+        return Judged(
+            holds=None, said=f"out of memory: {joined(said)}; {joined(open_)} not measured at {first:,.0f}"
+        )
 
 
 class Ends(_Claim):
@@ -288,10 +298,13 @@ class Ends(_Claim):
         end = _first_oom(lines[self.series])
         if end is None:
             return Judged(holds=None, said=f"{self.series} did not run out of memory where it was measured")
-        reached = lines[self.before].at(end) is not None
-        other = "reaches" if reached else "has no value at"
-        said = f"{self.series} is out of memory from {end:,.0f} tokens, {self.before} {other} that length"
-        return Judged(holds=reached, said=said, value=end)
+        said = f"{self.series} is out of memory from {end:,.0f} tokens, {self.before}"
+        if _reaches(lines[self.before], end):
+            return Judged(holds=True, said=f"{said} reaches that length", value=end)
+        other = _first_oom(lines[self.before])
+        if other is None or other > end:
+            return Judged(holds=None, said=f"{said} was not measured there")
+        return Judged(holds=False, said=f"{said} from {other:,.0f}", value=end)
 
 
 Claim = Flat | Ratio | Crossover | Leads | Growth | Equal | Floor | Boundary | Ends
@@ -308,6 +321,11 @@ def _ahead(a: Line, b: Line, x: float, quantity: str) -> float:
 
 def _first_oom(line: Line) -> float | None:
     return min((gap.x for gap in line.gaps if gap.status == Status.OOM), default=None)
+
+
+def _reaches(line: Line, x: float) -> bool:
+    """Has it a value at so many tokens, or at more?"""
+    return bool((line.x >= x).any())
 
 
 _NOWHERE = Group(heads=1, kv_heads=1, head_dim=1, value_dim=1, dtype="", causal=True, device="", batch=1)

@@ -109,6 +109,19 @@ def test_who_was_ahead_all_along_has_overtaken_in_time() -> None:
     assert "from 1,024 tokens or earlier" in judged.said
 
 
+def test_who_is_told_to_be_ahead_too_late_may_have_overtaken_in_time_or_not() -> None:
+    def reach(series: str, value: float) -> Line:
+        points = [Point(x=x, value=value, low=value * 0.9, high=value * 1.1) for x in (1024, 16384)]
+        points.append(Point(x=32768, value=100 * value, low=99 * value, high=101 * value) if value > 1
+                      else Point(x=32768, value=1.0, low=0.9, high=1.1))  # fmt: skip
+        return line(points, origin=Origin.MEASURED, edition="a device", panel="p", series=series)
+
+    claim = Crossover(check="crossover", faster="linear", slower="square", before=8192, **ALL)
+    judged = claim.judge(_lines(reach("linear", 1.0), reach("square", 1.01)), quantity="time")
+    assert judged.holds is None
+    assert judged.said.endswith("from 32,768 tokens or earlier; below it nothing tells them apart")
+
+
 def test_leads_names_where_it_is_behind() -> None:
     linear, square = _power("linear", 1.0, 1), _power("square", 1 / 4000, 2)
     everywhere = Leads(check="leads", series="linear", than="square", **ALL)
@@ -162,6 +175,25 @@ def test_a_boundary_is_where_memory_ends(a: int | None, b: int | None, holds: bo
     )
     judged = Boundary(check="boundary", series=("a", "b"), **ALL).judge(lines, quantity="rate")
     assert (judged.holds, judged.said) == (holds, said)
+
+
+@pytest.mark.parametrize(
+    "b",
+    [{1024: 1.0}, {1024: 1.0, 4096: "timeout"}, {1024: 1.0, 8192: None}],
+    ids=["not asked for", "over its time", "at a later one alone"],
+)
+def test_a_length_without_a_measurement_is_no_evidence_of_memory(b: dict[int, Any]) -> None:
+    points = [
+        Point(x=x, value=value if value == 1.0 else None, status="ok" if value == 1.0 else value or "oom")
+        for x, value in b.items()
+    ]
+    other = line(points, origin=Origin.MEASURED, edition="a device", panel="p", series="b")
+    lines = _lines(_line("a", {1024: 1.0, 4096: None}), other)
+    boundary = Boundary(check="boundary", series=("a", "b"), **ALL).judge(lines, quantity="rate")
+    assert boundary.holds is None
+    assert boundary.said.endswith("; b not measured at 4,096")
+    ends = Ends(check="ends", series="a", before="b", **ALL).judge(lines, quantity="rate")
+    assert (ends.holds, ends.said) == (None, "a is out of memory from 4,096 tokens, b was not measured there")
 
 
 def test_ends_asks_who_goes_on() -> None:
