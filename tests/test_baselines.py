@@ -802,6 +802,7 @@ def test_the_kernels_of_foreign_linear_attention_have_the_names_that_the_registr
             ),
         }
     for workload, seen in ran.items():
+        assert seen.kernels, workload
         assert missing_kernel(seen.kernels, pattern=provider.kernels) is None, workload
 
 

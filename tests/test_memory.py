@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from attnbench.case import Case, Memory, Workload
+from attnbench.case import Case, Memory, Status, Workload
 from attnbench.measure import inputs
 from attnbench.measure.memory import HostMeter, memory_pass, open_meter
+from attnbench.measure.runner import failure
 from attnbench.registry import Provider, find
 from attnbench.semantics import SEMANTICS
 
@@ -236,3 +237,22 @@ def test_the_stated_peak_is_what_the_process_really_grew_by() -> None:
     assert answer["stated"] > 2 * 2 * 2048**2 * 4
     assert answer["grown"] == pytest.approx(answer["stated"], rel=0.15)
     assert not answer["compiler"], "to observe operators no worker has to import torch's compiler"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), Status.OOM),
+        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), Status.OOM),
+        (RuntimeError("CUDA driver error: out of memory"), Status.OOM),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            Status.OOM,
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), Status.OOM),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), Status.ERROR),
+    ],
+    ids=["allocator", "runtime", "driver", "cublas", "host", "another"],
+)
+def test_memory_that_ends_is_told_from_other_errors(error: Exception, status: Status) -> None:
+    assert failure(error)[0] is status

@@ -26,7 +26,11 @@ from attnbench.measure.trace import missing_kernel, trace
 from attnbench.registry import Mechanism, Provider, find, load_target, support
 from attnbench.semantics import SEMANTICS, Semantics
 
-_HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+# Of what raises no OutOfMemoryError: the host's allocator, and CUDA where it is not torch's allocator that asks.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def measure(
@@ -97,7 +101,7 @@ def failure(error: Exception) -> tuple[Status, str]:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return Status.OOM, first_sentence(error)
     reason = f"{type(error).__name__}: {first_sentence(error)}"
-    if any(words in str(error) for words in _HOST_OUT_OF_MEMORY):
+    if any(words in str(error) for words in _OUT_OF_MEMORY):
         return Status.OOM, reason
     refused = isinstance(error, (ImportError, NotImplementedError)) or "No available kernel" in str(error)
     return Status.UNSUPPORTED if refused else Status.ERROR, reason

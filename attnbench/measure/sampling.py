@@ -49,7 +49,7 @@ def collect(
 ) -> Timing:
     """Sample until the rule of `protocol` is met; all samples are kept, in time order.
 
-    The rule: at least `min_samples` and `min_device_s`, until the 95 % interval of the median is within
+    The rule: at least `min_samples`, and `min_device_s` of sampling, until the 95 % interval of the median is within
     `ci_half_width`; at most `max_samples` and `cap_s`, though never fewer than `min_samples_floor`.
 
     Raises CaseTimeoutError when `limit_s` passes before the floor is reached.

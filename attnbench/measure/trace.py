@@ -20,11 +20,11 @@ class Trace:
     """What ran in one call.
 
     kernels: names in order of first appearance, each once; copies and fills by the driver are left out. On the CPU:
-    the operators that torch's dispatcher sees, such as `aten::bmm`. busy_ms: how long the device was at work; None on
-    the CPU.
+    the operators that torch's dispatcher sees, such as `aten::bmm`. None where the profiler brought nothing at all,
+    which says nothing of the call. busy_ms: how long the device was at work; None then, and on the CPU.
     """
 
-    kernels: tuple[str, ...]
+    kernels: tuple[str, ...] | None
     busy_ms: float | None
 
 
@@ -45,7 +45,10 @@ def trace(call: Call, *, clock: Clock, device: torch.device) -> Trace:
 
 def of_spans(spans: Iterable[Span], *, cleared: bool) -> Trace:
     """The trace of a call from its work on the device; cleared: the first piece is that which clears the cache."""
-    ordered = sorted(spans, key=lambda span: span.start_us)[int(cleared) :]
+    seen = sorted(spans, key=lambda span: span.start_us)
+    if not seen:
+        return Trace(kernels=None, busy_ms=None)
+    ordered = seen[int(cleared) :]
     names = (span.name for span in ordered if not NO_KERNEL.match(span.name))
     busy_us, end_us = 0.0, -math.inf
     for span in ordered:  # what runs side by side counts once
@@ -68,8 +71,8 @@ class _Operators(Observer):
         return func(*args, **(kwargs or {}))
 
 
-def missing_kernel(names: tuple[str, ...], *, pattern: str | None) -> str | None:
-    """The sentence for a mechanism whose own kernel did not run, or None."""
-    if pattern is None or any(re.search(pattern, name) for name in names):
+def missing_kernel(names: tuple[str, ...] | None, *, pattern: str | None) -> str | None:
+    """The sentence for a mechanism whose own kernel did not run; None where it did, or nothing is known."""
+    if pattern is None or names is None or any(re.search(pattern, name) for name in names):
         return None
     return f"no kernel matching '{pattern}' ran; what ran: {', '.join(names) or 'nothing'}"

@@ -20,7 +20,7 @@ from attnbench.models.attention import UnsupportedError
 from attnbench.models.device import clean, peak_bytes, timing
 from attnbench.models.kept import CacheKind
 from attnbench.models.model import LanguageModel, build
-from attnbench.models.records import Inference
+from attnbench.models.records import Inference, seed_text
 from attnbench.models.shapes import SHAPES, Shape, family_of
 from attnbench.models.training import Precision
 
@@ -62,7 +62,7 @@ class InferenceRequest:
         new = f".new{self.new_tokens}" if self.phase == "generate" else ""
         return (
             f"{self.phase}.{self.size}.{self.attention}.{self.cache}.N{self.context}.B{batch}{new}."
-            f"{self.precision}.{self.launch}"
+            f"{self.precision}.{self.launch}{seed_text(self.seed)}"
         )
 
     @property
@@ -166,8 +166,10 @@ class _Bench:
 
     def decode(self) -> tuple[list[float], int]:
         """One token more of each sequence, behind a context whose values are random: they do not change the cost."""
-        self.kept.fill(self.request.context)
         step = self._step(self._tokens(1)[:, 0])
+        self.kept.fill(
+            self.request.context
+        )  # making the step has taken a token in, and cleared what was kept
         self.kept.position.set(self.request.context)
         estimate = self.clock.once(step)
         count = min(_DECODE_STEPS - 1, int((self.deadline - now_s()) * 1e3 / max(estimate, 1e-3)))

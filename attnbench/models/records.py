@@ -130,6 +130,11 @@ class Loss:
     provider: str
 
 
+def seed_text(seed: int) -> str:
+    """What a seed adds to the name of a case; nothing of the first one."""
+    return f".seed{seed}" if seed else ""
+
+
 Record = TrainStep | Inference | Loss
 KINDS: Final = (TrainStep, Inference, Loss)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from attnbench.case import Status
+from attnbench.errors import UserError
 from attnbench.executors.lock import Descriptors, device_lock
 from attnbench.executors.spared import NOT_ATTEMPTED, Forecast
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
@@ -80,6 +81,7 @@ class Run(Generic[R]):
     forecast: Forecast | None = None
     warm_grace_s: float = GRACE_S
     _worker: Worker | None = None
+    _environment: dict[str, Any] = field(default_factory=dict)  # of the worker that was started last
     _lock: Descriptors | None = None
     _overlong: dict[tuple[object, ...], str] = field(default_factory=dict)
     _warm: set[tuple[object, ...]] = field(default_factory=set)  # what the worker has answered
@@ -134,8 +136,9 @@ class Run(Generic[R]):
             "kind": self.folder.kind.KIND,
             "request": dataclasses.asdict(_within(request, given)),
         }
+        worker = self._ready()
         try:
-            reply = self._ready().ask(message, limit_s=given + grace)
+            reply = worker.ask(message, limit_s=given + grace)
         except WorkerDiedError as error:
             self._warm.clear()
             return self._keep_failed(request, Status.CRASHED, str(error))
@@ -151,7 +154,8 @@ class Run(Generic[R]):
         else:
             self._warm.clear()  # what failed may have ended processes
         rows: list[R] = [self.folder.kind(**_tuples(row)) for row in reply["rows"]]
-        timeouts = [row["reason"] for row in reply["rows"] if row.get("status") == Status.TIMEOUT]
+        ends = [*reply["rows"], {"status": reply.get("status"), "reason": reply["reason"]}]
+        timeouts = [each["reason"] for each in ends if each.get("status") == Status.TIMEOUT]
         if timeouts and given < whole:
             return _CUT  # the budget's fault, not the case's: the next sitting measures it
         if timeouts:
@@ -159,10 +163,10 @@ class Run(Generic[R]):
         if self.forecast is not None:
             self.forecast.learn(request, rows)
         if rows:
-            self.folder.keep(request.case_id, rows, environment=self._ready().environment)
+            self.folder.keep(request.case_id, rows, environment=self._environment)
         if reply["lost_device"]:
             self._warm.clear()
-            self._ready().end()
+            worker.end()
             self._worker = None
         reason_text: str | None = reply["reason"]
         return reason_text
@@ -178,7 +182,7 @@ class Run(Generic[R]):
         if self.folder.kind is Loss:
             return reason
         row = dataclasses.replace(self.blank(request), status=str(status), reason=reason)
-        self.folder.keep(request.case_id, [row], environment=self._ready().environment)
+        self.folder.keep(request.case_id, [row], environment=self._environment)
         return None
 
     def _tell_beginning(self, request: Any, *, count: int, total: int) -> None:
@@ -198,8 +202,8 @@ class Run(Generic[R]):
         """The device to ourselves, and no worker left behind."""
         with device_lock(self.device) as self._lock:
             try:
-                environment = self._ready().environment
-                self.folder.open(device=environment["device"])
+                self._ready()
+                self.folder.open(device=self._environment["device"])
                 yield
             except BaseException:
                 if self._worker is not None and self._worker.alive:
@@ -212,11 +216,18 @@ class Run(Generic[R]):
                 self._worker = None
 
     def _ready(self) -> Worker:
+        """A worker that is alive. Raises UserError when none can be started: that is no case's fault."""
         if self._worker is None or not self._worker.alive:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             assert self._lock is not None
-            self._worker = (self.start or self._process)(self._lock)
-            self._worker.environment["command"] = sys.argv[1:]
+            try:
+                self._worker = (self.start or self._process)(self._lock)
+            except (WorkerDiedError, WorkerHungError) as error:
+                raise UserError(
+                    f"no worker process can be started ({error}); what was measured is in {self.folder.path}, and the "
+                    "same command goes on with the rest"
+                ) from error
+            self._environment = {**self._worker.environment, "command": sys.argv[1:]}
         return self._worker
 
     def _process(self, lock: Descriptors) -> Worker:

@@ -74,10 +74,12 @@ def _measure(
     begun, total = now_s(), _lacking(requests, folder)
     left = 0
     for request in requests:
+        if not ranks.any(ranks.rank == 0 and _is_lacking(request, folder, forecast)):
+            continue
         if ranks.any(budget_s is not None and now_s() - begun > budget_s - LEAST_S):
             left += 1
             continue
-        if not ranks.any(ranks.rank == 0 and _to_do(request, folder, environment, forecast)):
+        if not ranks.any(ranks.rank == 0 and _begins(request, folder, environment, forecast)):
             continue
         row = measure(request)
         if forecast is not None:
@@ -98,17 +100,22 @@ def _lacking(requests: Sequence[Any], folder: Folder[Any]) -> int:
     return len({request.case_id for request in requests} - folder.done())
 
 
-def _to_do(
+def _is_lacking(request: Any, folder: Folder[Any], forecast: Forecast | None) -> bool:
+    """Does the folder not hold a case? From one that it holds others are foretold."""
+    if request.case_id not in folder.done():
+        return True
+    if forecast is not None:
+        forecast.learn(request, folder.rows([request.case_id]))
+    return False
+
+
+def _begins(
     request: Any, folder: Folder[Any], environment: dict[str, object], forecast: Forecast | None
 ) -> bool:
-    """Is a case still to be measured?
+    """Is a case to be measured now?
 
     One at which the processes ended before is not, nor one that must take too long: it becomes a row now.
     """
-    if request.case_id in folder.done():
-        if forecast is not None:
-            forecast.learn(request, folder.rows([request.case_id]))
-        return False
     status, reason = Status.TIMEOUT, forecast and forecast.reason(request, limit_s=request.limit_s)
     if folder.unfinished(request.case_id):
         status = Status.CRASHED

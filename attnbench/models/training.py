@@ -32,7 +32,7 @@ from attnbench.models.compiling import (
 from attnbench.models.device import clean, matmul_flops, peak_bytes, peak_flops, timing
 from attnbench.models.distributed import Ranks
 from attnbench.models.model import Checkpointing, LanguageModel, build
-from attnbench.models.records import TrainStep
+from attnbench.models.records import TrainStep, seed_text
 from attnbench.models.shapes import SHAPES, family_of
 
 Precision = Literal["bf16", "autocast", "fp32"]
@@ -84,9 +84,10 @@ class TrainRequest:
     def case_id(self) -> str:
         gpus = "" if self.gpus == 1 else f".{self.gpus}gpus"
         compiled = ".compiled" if self.compiled else ""
+        loss = "" if self.loss == "auto" else f".{self.loss}"
         return (
             f"train.{self.size}.{self.attention}.N{self.seq_len}.T{self.tokens_per_step}."
-            f"{self.checkpointing}.{self.precision}{gpus}{compiled}"
+            f"{self.checkpointing}.{self.precision}{gpus}{compiled}{loss}{seed_text(self.seed)}"
         )
 
     def blank(self) -> TrainStep:
@@ -158,7 +159,9 @@ def _measured(
                 row = dataclasses.replace(row, **steps.timed(), peak_bytes=peak())
                 row = dataclasses.replace(row, attention_share=steps.attention_share(row))
                 return _with_rates(row, request, device=device)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if failure(error)[0] is not Status.OOM:
+                    raise
                 reason = first_sentence(error)
             del steps
             model.zero_grad(set_to_none=True)

@@ -1,7 +1,8 @@
 """The worker process for models: takes requests one by one, as `attnbench.measure.worker` takes cases.
 
 Messages in: {"kind": "train-step", "inference" or "losses", "request": {...}}.
-Messages out: {"rows": [{...}], "reason": null or why there are none, "lost_device": bool}.
+Messages out: {"rows": [{...}], "reason": null or why there are none, "status": null or the status of that,
+"lost_device": bool}.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from attnbench.models.training import TrainRequest, measure_train_step
 
 def answer(message: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Measure what is asked for."""
-    reason = None
+    reason, status = None, None
     rows: Sequence[Record]
     try:
         rows = _measured(message["kind"], message["request"], device=device)
     except UnsupportedError as error:
-        rows, reason = [], str(error)
+        rows, reason, status = [], str(error), Status.UNSUPPORTED
     except Exception as error:  # of losses alone: the others have a status for it
-        rows, (_, reason) = [], failure(error)
+        rows, (status, reason) = [], failure(error)
     broken = reason is not None or any(getattr(row, "status", None) == Status.ERROR for row in rows)
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
         "reason": reason,
+        "status": status,
         "lost_device": broken and device_is_lost(device),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,12 +29,13 @@ from attnbench.models.distributed import Ranks
 from attnbench.parallel.mechanisms import MECHANISMS, ParallelAttention, build
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.requests import ParallelRequest
+from attnbench.parallel.states import Decay
 from attnbench.parallel.wire import BlockingWire, CutWire, GroupWire, Wire, meeting
 from attnbench.semantics import SEMANTICS, TOLERANCES, TORCH_DTYPES, geometric_slopes
 
 _SPLIT_CALLS = 6  # of each of the passes that split the time, the first of them for warming up
 _WARM_UP = 2
-# Tokens of a check at most: a whole fp64 oracle, and more than the geometric law's weakest head remembers.
+# Tokens of a check: a whole fp64 oracle. Where heads forget, as many more as that takes on each rank.
 _CHECKED = {"softmax": 2_047, "linear": 8_191}
 _CHECKED_ON_CPU = 1_023
 
@@ -54,6 +56,23 @@ def measure_parallel(request: ParallelRequest, *, ranks: Ranks) -> ParallelCase:
     except Exception as error:  # a row with a reason, and the run goes on
         status, reason = failure(error)
         return dataclasses.replace(row, status=str(status), reason=f"rank {ranks.rank}: {reason}")
+
+
+def checked_length(request: ParallelRequest, *, on_gpu: bool, slopes: Tensor | None) -> int:
+    """Tokens of the sequence that is checked in the place of the one that is timed, which may be shorter.
+
+    Long pieces, in which every head forgets what lies before them, are computed in another way than short ones. So
+    pieces of the check are at least as long as that; on the CPU, where nothing is recorded, it stays short.
+    """
+    if not on_gpu:
+        return min(request.seq_len, _CHECKED_ON_CPU)
+    most = _CHECKED["softmax" if request.semantics == "softmax" else "linear"]
+    reach = Decay.of(slopes, dtype=TORCH_DTYPES[request.dtype]).reach
+    if reach < math.inf:
+        most = max(
+            most, request.ranks * (int(reach) + 1) + 1
+        )  # one further, so that pieces are not all alike
+    return min(request.seq_len, most)
 
 
 class _Case:
@@ -102,8 +121,7 @@ class _Case:
     def _checked(self, row: ParallelCase) -> ParallelCase:
         """Forward and gradients of a shorter sequence against the fp64 oracle, for the first head and the last."""
         request = self.request
-        most = _CHECKED["softmax" if request.semantics == "softmax" else "linear"]
-        seq_len = min(request.seq_len, most if self.device.type == "cuda" else _CHECKED_ON_CPU)
+        seq_len = checked_length(request, on_gpu=self.device.type == "cuda", slopes=self.slopes)
         attention = self._attention(seq_len)
         shape = (request.batch, request.heads, seq_len, request.head_dim)
         generator = torch.Generator().manual_seed(request.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnbench.case import Status, Workload
+from attnbench.models.records import seed_text
 from attnbench.parallel.mechanisms import MECHANISMS, Problem
 from attnbench.parallel.records import ParallelCase
 
@@ -53,7 +54,7 @@ class ParallelRequest:
         plain = ".no-decay" if MECHANISMS[self.mechanism].decays and not self.decay else ""
         return (
             f"{self.mechanism}.{self.workload}.R{self.ranks}-B{self.batch}-H{self.heads}-N{self.seq_len}-"
-            f"D{self.head_dim}.{self.dtype}{plain}"
+            f"D{self.head_dim}.{self.dtype}{plain}{seed_text(self.seed)}"
         )
 
     def blank(self) -> ParallelCase:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from attnbench.models.distributed import Ranks
-from attnbench.models.inference import InferenceRequest, measure_inference
+from attnbench.models.inference import InferenceRequest, _Bench, measure_inference
+from attnbench.models.kept import States
 from attnbench.models.losses import LossRequest, measure_losses
 from attnbench.models.model import LanguageModel
 from attnbench.models.tasks import MARKOV_ENTROPY, TASKS, batches
@@ -157,4 +158,28 @@ def test_a_training_run_that_fails_is_a_reason_without_rows() -> None:
         size="tiny", attention="flash2", task="text", steps=1, seq_len=8, batch=1, precision="fp32"
     )
     found = answer({"kind": "losses", "request": dataclasses.asdict(request)}, CPU)
-    assert found == {"rows": [], "reason": "no provider for cpu; it runs on cuda", "lost_device": False}
+    assert found == {
+        "rows": [], "reason": "no provider for cpu; it runs on cuda", "status": "unsupported", "lost_device": False,
+    }  # fmt: skip
+
+
+def test_the_values_behind_a_decode_are_random_when_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the step takes a token in and clears what was kept: what is filled before that is zeros."""
+    seen: list[float] = []
+    step = LanguageModel.step
+
+    def watched(self: LanguageModel, tokens: torch.Tensor, kept: Any) -> torch.Tensor:
+        seen.append(float(kept.layers[0].abs().mean()))
+        return step(self, tokens, kept)
+
+    monkeypatch.setattr(LanguageModel, "step", watched)
+    made = _Bench._step
+
+    def cleared(self: _Bench, token: torch.Tensor) -> Any:
+        assert isinstance(self.kept, States)
+        self.kept.clear()  # as on a GPU, before a capture
+        return made(self, token)
+
+    monkeypatch.setattr(_Bench, "_step", cleared)
+    assert measure_inference(DECODE, device=CPU).status == "ok"
+    assert min(seen) > 0.1

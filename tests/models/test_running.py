@@ -17,6 +17,7 @@ from attnbench.executors.spared import Forecast
 from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError
 from attnbench.models import findings, planning, records, running
 from attnbench.models.folder import Folder
+from attnbench.models.losses import LossRequest
 from attnbench.models.records import Inference, Loss, TrainStep
 from attnbench.models.running import Outcome, Run
 from attnbench.models.training import TrainRequest
@@ -323,3 +324,56 @@ def test_a_generation_is_told_by_its_new_tokens_and_beside_what_caches_put_out()
         "generate, 1B, 128 new tokens: a state with 4,000 sequences puts out 2.00× the tokens of kv with 900.",
         "generate, 1B, 1,024 new tokens: a state with 4,000 sequences puts out 5.00× the tokens of kv with 400.",
     ]
+
+
+def test_a_training_run_that_the_budget_cut_is_left(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        return {"rows": [], "reason": "100 of 300 steps", "status": "timeout", "lost_device": False}
+
+    worker.reply = staticmethod(reply)
+    request = LossRequest(
+        size="tiny", attention="lightning2", task="text", steps=300, seq_len=8, batch=1, precision="fp32"
+    )
+
+    def outcome(budget_s: float | None) -> Outcome[Loss]:
+        return Run(
+            folder=Folder(path=tmp_path, kind=Loss), device="cpu", budget_s=budget_s,
+            series=lambda each: (each.case_id,), blank=lambda each: pytest.fail("a loss has no blank"),
+            say=lambda line: None, describe=findings.loss_line,
+        ).measure([request])  # fmt: skip
+
+    cut = outcome(10.0)
+    assert (cut.left, list(cut.missing)) == (1, [])
+    whole = outcome(None)
+    assert (whole.left, list(whole.missing)) == (0, [f"{request.case_id}: 100 of 300 steps"])
+
+
+def test_a_device_that_is_gone_ends_the_run_and_what_died_has_its_row(
+    tmp_path: Path, worker: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        raise WorkerDiedError("the worker process ended with signal SIGKILL")
+
+    worker.reply = staticmethod(reply)
+
+    def start(**given: Any) -> FakeWorker:
+        if worker.started:
+            raise WorkerDiedError("the worker process ended with exit code 1")
+        return worker(**given)
+
+    monkeypatch.setattr(running, "WorkerProcess", start)
+    with pytest.raises(
+        UserError, match=r"no worker process can be started .*exit code 1.* goes on with the rest"
+    ):
+        _run(tmp_path)
+    (row,) = records.read(tmp_path, kind=TrainStep)
+    assert (row.seq_len, row.status) == (16, "crashed")
+
+
+def test_another_loss_or_seed_is_another_case() -> None:
+    names = {
+        dataclasses.replace(BASE, **change).case_id
+        for change in ({}, {"loss": "chunked"}, {"seed": 1}, {"loss": "chunked", "seed": 1})
+    }
+    assert len(names) == 4
+    assert BASE.case_id == "train.tiny.lightning2.N1.T64.none.fp32"  # as in the folders that there are

@@ -126,3 +126,9 @@ print("went on")
 def test_a_group_of_one_passes_on_what_it_is_refused() -> None:
     with pytest.raises(UserError, match="no"), Ranks.alone(CPU).together():
         raise UserError("no")
+
+
+def test_a_budget_leaves_nothing_of_what_is_there(folder: Folder[TrainStep]) -> None:
+    _run(folder)
+    outcome, _, measured = _run(folder, budget_s=LEAST_S / 2)
+    assert (measured, outcome.left, len(outcome.rows)) == ([], 0, 3)

@@ -23,11 +23,13 @@ from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
 from attnbench.parallel import findings, measuring
 from attnbench.parallel.group import NCCL_VARIABLES, RankGroups, variables
-from attnbench.parallel.measuring import measure_parallel
+from attnbench.parallel.lightning import LightningParallel
+from attnbench.parallel.measuring import checked_length, measure_parallel
 from attnbench.parallel.planning import ParallelPlan
 from attnbench.parallel.records import ParallelCase
 from attnbench.parallel.requests import ParallelRequest
 from attnbench.parallel.wire import CutWire
+from attnbench.semantics import TORCH_DTYPES, geometric_slopes
 
 SMALL = ParallelRequest(
     mechanism="lightning2-lasp2", ranks=2, seq_len=201, batch=1, heads=2, head_dim=16, dtype="fp32", workload="fwd-bwd",
@@ -302,3 +304,25 @@ def test_on_gpus(mechanism: str, ranks: int, decay: bool, tmp_path: Path) -> Non
             group.kill()
     assert (row.status, row.reason) == (Status.OK, None)
     assert row.sent_bytes == row.sent_bytes_formula
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_what_is_checked_takes_the_way_of_what_is_timed(ranks: int, dtype: str) -> None:
+    """Pieces in which every head forgets are computed in another way than shorter ones."""
+    request = dataclasses.replace(SMALL, ranks=ranks, seq_len=2**20, heads=16, dtype=dtype)
+    slopes = geometric_slopes(16)
+    checked = checked_length(request, on_gpu=True, slopes=slopes)
+    ways = [
+        LightningParallel(
+            seq_len, wire=CutWire(rank=rank, ranks=ranks), slopes=slopes, dtype=TORCH_DTYPES[dtype],
+            device=torch.device("cpu"), gathers=True,
+        ).forgets
+        for seq_len in (checked, request.seq_len)
+        for rank in range(ranks)
+    ]  # fmt: skip
+    assert all(ways)
+    assert checked < 50_000
+    short = dataclasses.replace(request, seq_len=5_000)
+    assert checked_length(short, on_gpu=True, slopes=slopes) == 5_000
+    assert checked_length(request, on_gpu=True, slopes=None) == 8_191
