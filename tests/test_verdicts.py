@@ -133,7 +133,8 @@ def test_the_interval_covers_and_the_p_value_is_not_too_small(processes: int) ->
 
 
 @pytest.mark.parametrize(
-    ("processes", "noise"), [((2, 2), None), ((5, 4), None), ((1, 1), 0.01), ((1, 3), 0.01)]
+    ("processes", "noise"),
+    [((2, 2), None), ((5, 4), None), ((1, 1), 0.01), ((1, 3), 0.01), ((1, 1), 0.0), ((1, 3), 0.0)],
 )
 def test_the_p_value_is_where_the_interval_ends(processes: tuple[int, int], noise: float | None) -> None:
     """A ratio whose interval just reaches 1 has p = 0.05."""
@@ -162,6 +163,43 @@ def test_one_step_of_the_timer_is_no_change() -> None:
     assert found.verdict is Verdict.UNCLEAR
     six_steps = _frame(side="new", seed=0, draw=_read_as(30, 31))
     assert compare(base, six_steps).cases[0].verdict is Verdict.SLOWER
+
+
+def _always(steps: int) -> Draw:
+    """A process whose samples are all as many steps of the timer."""
+    return lambda random, count: np.full(count, float(steps))
+
+
+@pytest.mark.parametrize(
+    ("processes", "noise"), [(1, 0.0), (1, 0.001), (2, None), (5, None), (20, None)], ids=str
+)
+def test_one_step_is_no_change_where_each_side_reads_one_value(processes: int, noise: float | None) -> None:
+    """16 steps always and 17 always: 6 %, of which nobody knows whether it is anything."""
+    sides = [
+        _frame(side=side, seed=0, draw=_always(steps), processes=processes)
+        for side, steps in (("base", 16), ("new", 17))
+    ]
+    for base, new in (sides, sides[::-1]):
+        (found,) = compare(base, new, noise=noise).cases
+        assert found.ratio is not None
+        assert found.ratio.low is not None
+        assert found.ratio.high is not None
+        assert found.ratio.low < 1 < found.ratio.high
+        assert found.p is not None
+        assert found.p > 0.05
+        assert found.verdict is Verdict.UNCLEAR
+
+
+def test_a_finer_timer_on_the_other_side_makes_no_step_finer() -> None:
+    """10 steps or 11 on one side; the other, of another device, tells a thousandth of such a step apart."""
+
+    def fine(random: np.random.Generator, count: int) -> Floats:
+        found: Floats = np.round(random.normal(10.5, 0.002, count), 3)
+        return found
+
+    base, new = _frame(side="base", seed=0, draw=_read_as(11, 10)), _frame(side="new", seed=0, draw=fine)
+    for one, other in ((base, new), (new, base)):
+        assert compare(one, other).cases[0].verdict is Verdict.UNCLEAR
 
 
 def _bimodal(random: np.random.Generator, count: int) -> Floats:
@@ -242,6 +280,20 @@ def test_a_stated_noise_stands_for_processes_that_are_not_there() -> None:
     found = _compare(0, processes=1, noise=0.05, factor=1.1)
     assert found.threshold == 0.1  # twice the noise
     assert found.cases[0].verdict is Verdict.UNCLEAR
+
+
+def test_a_noise_of_nothing_leaves_the_samples_to_judge() -> None:
+    """Stated as 0, processes do not differ: the p-value is a number, and the share of the bootstrap's deviations."""
+    found = _compare(0, processes=1, noise=0.0, cases=6, factor={0: 1.2}).cases
+    assert all(each.p is not None and each.q is not None and 0 <= each.p <= each.q <= 1 for each in found)
+    assert [each.verdict for each in found] == [Verdict.SLOWER, *[Verdict.SAME] * 5]
+    random = np.random.default_rng(2)
+    base, new = ({name: np.exp(random.normal(0, 0.02, 30))} for name in "ab")
+    effect = ratios.effect(base, new, name="case", noise=0.0)
+    half = dataclasses.replace(effect, log_ratio=float(np.median(np.abs(effect.deviations))))
+    assert ratios.p_value(half) == pytest.approx(0.5, abs=0.001)
+    beyond = dataclasses.replace(effect, log_ratio=2 * float(np.abs(effect.deviations).max()))
+    assert ratios.p_value(beyond) == 0
 
 
 def test_with_a_true_noise_single_processes_do_not_alarm() -> None:

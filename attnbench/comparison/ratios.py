@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,8 +62,16 @@ def effect(
 
     Raises ValueError for a side without processes, and a sample that is not finite and above 0.
     """
-    sides = [_resampled(side, name=name, noise=noise, resamples=resamples, seed=seed) for side in (base, new)]
-    counts = [len(side) for side in (base, new)]
+    processes = [_processes(side) for side in (base, new)]
+    both = _timer_step([each for side in processes for each in side.values()])
+    sides = [
+        # Where all values of a side are one, its own do not tell the step: they may be a step from the other's.
+        _resampled(
+            side, name=name, timer_step=_timer_step(side.values()) or both, resamples=resamples, seed=seed
+        )
+        for side in processes
+    ]
+    counts = [len(side) for side in processes]
     estimated = sum(count - 1 for count in counts)
     alone = counts.count(1)
     freedom = None if alone and noise is None else float(estimated or math.inf)
@@ -113,7 +121,8 @@ def p_value(of: Effect) -> float | None:
     """Two-sided: how often noise alone moves the ratio at least as far from 1; None when the noise is unknown.
 
     The same deviations as in `interval`, with the chi-square variable (or the normal one of a stated noise)
-    integrated instead of drawn: a smooth p-value, which is not bounded by the number of resamples.
+    integrated instead of drawn: a smooth p-value, which is not bounded by the number of resamples. Where the spread
+    between processes was stated to be 0, there is nothing to integrate, and it is the share of the resamples.
     """
     if of.freedom is None:
         return None
@@ -124,6 +133,8 @@ def p_value(of: Effect) -> float | None:
         noise = of.deviations * _heavier(of.freedom, len(of.deviations))
         tails = [special.ndtr((either - far) / of.known_sd) for either in (noise, -noise)]
         return float(np.mean(tails)) * 2
+    if math.isinf(of.freedom):
+        return float(np.mean(np.abs(of.deviations) >= far))
     # P(|e| sqrt(f / chi2_f) >= far) = P(chi2_f <= f (e / far)^2)
     return float(np.mean(special.gammainc(of.freedom / 2, of.freedom / 2 * (of.deviations / far) ** 2)))
 
@@ -173,14 +184,24 @@ def _stream(*parts: object) -> np.random.Generator:
     )
 
 
-def _resampled(
-    side: Side, *, name: str, noise: float | None, resamples: int, seed: int
-) -> tuple[float, Floats]:
-    """Mean log median of a side, and what the bootstrap adds to it: [resamples]."""
+def _processes(side: Side) -> dict[str, Floats]:
+    """The ordered samples of each process, by run_id in their order.
+
+    Raises ValueError for a side without processes, and samples that are no times.
+    """
     if not side:
         raise ValueError("a side needs at least one process")
-    runs = sorted(side)
-    ordered = [_ordered(side[run]) for run in runs]
+    return {run: _ordered(side[run]) for run in sorted(side)}
+
+
+def _resampled(
+    side: Mapping[str, Floats], *, name: str, timer_step: float, resamples: int, seed: int
+) -> tuple[float, Floats]:
+    """Mean log median of a side's ordered processes, and what the bootstrap adds to it: [resamples].
+
+    timer_step: what the side's times are told apart by, in milliseconds.
+    """
+    runs, ordered = list(side), list(side.values())
     medians = np.array([_middle(each) for each in ordered])
     mean, count = float(medians.mean()), len(runs)
     drawn = _stream(seed, *runs).integers(count, size=(resamples, count))
@@ -192,7 +213,7 @@ def _resampled(
     moved = sum((_bootstrap_medians(each, resamples, within) for each in ordered), np.zeros(resamples))
     # A time is the difference of two readings, each short by up to a step, and alike in every process.
     short = within.uniform(size=resamples) - within.uniform(size=resamples)
-    return mean, between + moved / count + short * _timer_step(ordered) / math.exp(mean)
+    return mean, between + moved / count + short * timer_step / math.exp(mean)
 
 
 def _bootstrap_medians(ordered: Floats, resamples: int, random: np.random.Generator) -> Floats:
@@ -218,12 +239,13 @@ def _places(uniform: Floats, n: int) -> npt.NDArray[np.intp]:
     return np.minimum((uniform * n).astype(np.intp), n - 1)
 
 
-def _timer_step(processes: Sequence[Floats]) -> float:
-    """The smallest step between two values of one side: no median is known better. 0 where there is one value.
+def _timer_step(processes: Iterable[Floats]) -> float:
+    """The smallest step between two values: no median is known better. 0 where there is one value.
 
     In milliseconds. Where a timer does not tell times apart, many samples are equal and a median seems exact.
+    A side that has a step is not given that of both: the other one's device may have a finer timer.
     """
-    values: Floats = np.unique(np.concatenate(processes))
+    values: Floats = np.unique(np.concatenate(list(processes)))
     steps = np.diff(values)
     steps = steps[steps > _SAME_VALUE * values[1:]]
     return float(steps.min(initial=math.inf)) if len(steps) else 0.0

@@ -106,13 +106,18 @@ class FreshProcesses:
         )
         executor = LocalExecutor(folder=folder, workers=(worker,), ceilings=False)
         with run_lock(folder.run_id), worker.running():
+            start_s = now_s() - begun
             executor.run(known, started=self.teller.case, finished=lambda row: None)
+            # The executor found the worker started, and took the record's times from there.
+            executor.book.spent(wall_s=start_s, worker_s=start_s, phases_s={"start": start_s})
+            timed = now_s()
             if number == 1 and self._lean:
                 self._prove(known, worker=worker, folder=folder)
-        told = recorded_process(store.load_table(path), executor.folder.record)
+            proofs_s = now_s() - timed
+        told = recorded_process(store.load_table(path), executor.book.folder.record)
         # With the end of its worker, which the run's own record of its effort leaves out, as it does the proofs.
         wall_s = now_s() - begun
-        return replace(told, wall_s=wall_s, usual_s=told.usual_s if number == 1 else wall_s)
+        return replace(told, start_s=start_s, wall_s=wall_s, usual_s=wall_s - proofs_s)
 
     @property
     def _lean(self) -> bool:
