@@ -14,6 +14,8 @@ Record = Mapping[str, Any]
 # Of an environment, what is one machine's or one sitting's and bears on no row.
 _OWN = ("node", "gpu_index", "memory_bytes", "system")
 _OWN_OF_GPU = ("uuid", "clocks_locked")
+# Of its versions, those of what runs no case; our own code is named by its commit.
+_NO_PROVIDERS = ("attnbench", "numpy", "pandas", "pyarrow")
 
 
 def place_name(node: str | None, gpu_index: int | None) -> str:
@@ -26,14 +28,22 @@ def name_of(environment: Record) -> str:
     return place_name(environment.get("node"), environment.get("gpu_index"))
 
 
-def with_place(record: Record, *, environment: Record, ceilings: Record | None) -> dict[str, Any]:
-    """What changes in a run's record when a worker tells where it is, and what it found there."""
-    first, own = record.get("environment"), {"environment": environment, "ceilings": ceilings}
-    known = record.get("places")
-    if first is None or (not known and name_of(first) == name_of(environment)):
+def with_place(
+    record: Record, *, environment: Record, ceilings: Record | None, anew: bool = False
+) -> dict[str, Any]:
+    """What changes in a run's record when a worker tells where it is, and what it found there.
+
+    What was found first at a place stays, as its rows were measured there. anew: no row was, so this is the first.
+    """
+    first, name, known = record.get("environment"), name_of(environment), by_place(record)
+    before = {} if anew else known.get(name, {})
+    own = {
+        "environment": before.get("environment") or environment,
+        "ceilings": before.get("ceilings") or ceilings,
+    }
+    if first is None or (not record.get("places") and name_of(first) == name):
         return own
-    before = known or {name_of(first): {"environment": first, "ceilings": record.get("ceilings")}}
-    return {"places": {**before, name_of(environment): own}}
+    return {"places": {**known, name: own}}
 
 
 def by_place(record: Record) -> dict[str, Record]:
@@ -51,6 +61,47 @@ def environment_at(record: Record, *, node: str | None, gpu_index: int | None) -
     found = by_place(record).get(place_name(node, gpu_index))
     environment: Record | None = record.get("environment") if found is None else found["environment"]
     return environment
+
+
+def measured_places(record: Record, rows: Iterable[Record]) -> frozenset[str]:
+    """The places that rows of a run were measured in, by name. A row that names none is of the run's first one."""
+    first, known = name_of(record.get("environment") or {}), by_place(record)
+    names = (place_name(row["node"], row["gpu_index"]) for row in rows)
+    return frozenset(name if name in known else first for name in names)
+
+
+def differing(first: Record, now: Record) -> list[str]:
+    """What cases run on that differs between two environments of one place: `torch 2.10.0, now 2.11.0`.
+
+    What one of them does not tell is no difference, but a package that is not installed is one.
+    """
+    before, after = _bearing(first), _bearing(now)
+    return [
+        f"{name} {before[name]}, now {after[name]}"
+        for name in before
+        if name in after and before[name] != after[name]
+    ]
+
+
+def code_of(environment: Record) -> str:
+    """The code that measured, in words: its commit, or its version where there is no checkout."""
+    git = environment.get("git") or {}
+    if not git.get("commit"):
+        return f"attnbench {environment.get('attnbench')}"
+    return f"commit {str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
+
+
+def _bearing(environment: Record) -> dict[str, str]:
+    told = {
+        "device": environment.get("device"),
+        "driver": (environment.get("gpu") or {}).get("driver"),
+        "CUDA": environment.get("cuda"),
+    }
+    versions = environment.get("versions") or {}
+    return {
+        **{name: str(value) for name, value in told.items() if value is not None},
+        **{name: value or "not installed" for name, value in versions.items() if name not in _NO_PROVIDERS},
+    }
 
 
 def ceilings_by_device(record: Record) -> Iterator[tuple[str | None, Record]]:

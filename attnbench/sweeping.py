@@ -148,12 +148,15 @@ def _asked(
     cases: Sequence[Case], *, refine: Refine | None, folder: RunFolder, ticker: Ticker
 ) -> Iterator[Case]:
     yield from cases
+    asked = {case.case_id for case in cases}
     while refine is not None:
         further = refine(load_results(folder.path))
-        if not further.cases:
+        new = [case for case in further.cases if case.case_id not in asked]
+        if not new:  # what has no row on the device of its comparison gets none by being asked for again
             return
-        ticker.expect(max(further.left, len(further.cases)))
-        yield from further.cases
+        asked |= {case.case_id for case in new}
+        ticker.expect(max(further.left, len(new)))
+        yield from new
 
 
 def folder_of(name: str, *, out: Path | None, resume: bool) -> Path:

@@ -51,8 +51,8 @@ def measure_batch(batch: Batch, *, log: Path | None = None) -> Iterator[Event]:
     """Measure the cases in a worker process on the first GPU that this process may see.
 
     Events: {"place": environment, "ceilings"}, {"begun": case_id}, {"row"}, and {"phases_s", "worker_s"} at the end;
-    or, in place of the first row, {"misplaced": device} for a GPU of another model than asked, {"refused": sentence}
-    where nothing can be measured at all.
+    or, in place of the first row, {"misplaced": device} for a GPU of another model than asked, or, in place of whatever
+    else was to come, {"refused": sentence} where nothing can be measured, or nothing any more.
     """
     os.environ.update(batch.variables)
     with contextlib.ExitStack() as stack:

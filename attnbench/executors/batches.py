@@ -49,7 +49,7 @@ class Batches:
         done = folder.done()
         missing = [case for case in cases if case.case_id not in done]
         self.book = Book.of(folder)
-        self.notes: list[str] = []
+        self.notes = self.book.notes
         self._kind, self._protocol = kind, protocol
         self._started, self._finished = started, finished
         self._queue = CaseQueue(cases=(), held=list(missing), bound=bound_by(rows_of(folder)))
@@ -85,15 +85,21 @@ class Batches:
     def tell(self, flight: Flight, event: Event, *, kept: bool = False) -> None:
         """Take note of an event of a batch. kept: its rows are on disk already.
 
-        Raises UserError when task after task refuses to measure.
+        What a batch tells of cases that were taken back from it counts for nothing.
+
+        Raises UserError when task after task refuses to measure, or one is at a place that has changed since rows were
+        measured there.
         """
         if "place" in event:
             self._placed(flight, event)
         elif "begun" in event:
-            flight.begun = event["begun"]
-            self._started(self._cases[event["begun"]])
+            self._begun(flight, event["begun"])
         elif "row" in event:
             self._row(flight, event["row"], kept=kept)
+        elif "gone" in event:  # its row was taken off the disk, as another batch had put its own over it
+            gone = [case for case in flight.left if case.case_id == event["gone"]]
+            flight.left = [case for case in flight.left if case not in gone]
+            self._queue.back(gone)
         elif "misplaced" in event:
             flight.slot = Slot(device=event["misplaced"])
             self._misplaced += 1
@@ -116,11 +122,13 @@ class Batches:
         Raises UserError when batch after batch ends before a case of it is begun.
         """
         cases, flight.left = flight.left, []
+        if not cases:  # they are done, or were taken back
+            return
         self._queue.back(case for case in cases if case.case_id != flight.begun)
-        if flight.begun is None:
+        case = next((case for case in cases if case.case_id == flight.begun), None)
+        if case is None:
             self._refused(f"the workers end before their first case ({reason})")
             return
-        case = self._cases[flight.begun]
         if self._queue.lost(case):
             self.notes.append(f"{case.case_id} was lost with its worker and tried once more ({reason}).")
             return
@@ -138,9 +146,16 @@ class Batches:
         ):  # bound to another model meanwhile, by another batch
             flight.left = []
 
+    def _begun(self, flight: Flight, case_id: str) -> None:
+        if case_id in {case.case_id for case in flight.left}:
+            flight.begun = case_id
+            self._started(self._cases[case_id])
+
     def _row(self, flight: Flight, row: Row, *, kept: bool) -> None:
-        if row["case_id"] not in {case.case_id for case in flight.left}:
-            return  # it is somebody else's meanwhile
+        if row["case_id"] not in {case.case_id for case in flight.left}:  # it is somebody else's meanwhile
+            if kept:
+                self._discard(row)
+            return
         self._refusals = self._misplaced = 0
         flight.left = [case for case in flight.left if case.case_id != row["case_id"]]
         flight.begun = None
@@ -150,6 +165,13 @@ class Batches:
             self.book.keep(row)
         self._queue.done(row["case_id"])
         self._finished(row)
+
+    def _discard(self, row: Row) -> None:
+        """Take the row of a case that is not its batch's any more off the disk, unless its model is the right one."""
+        case = self._cases[row["case_id"]]
+        if self._queue.bound_to((case,)) != row["device"]:
+            self.book.folder.shard(case.case_id).unlink(missing_ok=True)
+            self._queue.again(case)  # it may have lain over the right one
 
     def _refused(self, sentence: str) -> None:
         self._refusals += 1

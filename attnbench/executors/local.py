@@ -11,8 +11,8 @@ from functools import partial
 
 from attnbench.case import Case, Status
 from attnbench.errors import UserError
-from attnbench.executors.book import Book, rows_of
-from attnbench.executors.queue import CaseQueue, Slot, bound_by
+from attnbench.executors.book import Book, ChangedPlaceError, rows_of
+from attnbench.executors.queue import CaseQueue, Slot, bound_by, comparison_of
 from attnbench.executors.run_folder import RunFolder
 from attnbench.executors.supervised import NoWorkerError, Row, SupervisedWorker
 from attnbench.measure.clock import now_s
@@ -39,8 +39,10 @@ class LocalExecutor:
 
         A case is asked for when a GPU is free for it (of a single one: when the case before it is on disk), so that
         what comes may depend on what was found. Environment, ceilings, and the wall time by phase go into the record.
+        Cases of comparisons that are bound to a GPU model which is not there are left out.
 
-        Raises UserError where no worker starts.
+        Raises UserError where no worker starts, or none starts any more, and where a GPU's place is not what it was
+        when rows of the run were measured there.
         """
         done = self.folder.done()
         missing = (case for case in cases if case.case_id not in done)
@@ -55,16 +57,21 @@ class LocalExecutor:
                 _Together(self, _chained(first, missing)).run(started=started, finished=finished)
         finally:
             self.folder = self._book.folder
+            self.notes += self._book.notes
 
     def _alone(
         self, cases: Iterable[Case], *, started: Callable[[Case], None], finished: Callable[[Row], None]
     ) -> None:
         (worker,) = self.workers
-        begun = now_s()
+        begun, bound = now_s(), bound_by(rows_of(self.folder))
         with worker.running():
             self.prepare(worker, begun=begun)
+            assert worker.environment is not None
+            device = worker.environment["device"]
             try:
                 for case in cases:
+                    if bound.get(comparison_of(case), device) != device:
+                        continue
                     started(case)
                     row = self.row(worker, case)
                     self._book.keep(row)
@@ -112,7 +119,7 @@ class _Together:
         self._stopped = False
 
     def run(self, *, started: Callable[[Case], None], finished: Callable[[Row], None]) -> None:
-        """Raises UserError where no worker starts on any of the GPUs."""
+        """Raises UserError where no worker starts on any of the GPUs, or one is at a place that has changed."""
         begun, book = now_s(), self._executor.book
         workers = self._executor.workers
         threads = [
@@ -170,6 +177,8 @@ class _Together:
                     self._queue.done(case.case_id)
                     self._told.put(partial(finished, row))
                     time.sleep(worker.protocol.pause_s)
+        except ChangedPlaceError as error:  # nor may the other GPUs go on with this run
+            self._told.put(partial(_refuse, error))
         except Exception as error:  # the thread that waits decides what it means for the run
             self._errors.append(error)
         finally:
@@ -185,3 +194,7 @@ class _Together:
             if self._queue.lost(case):
                 raise
             return worker.unmeasured(case, status=Status.CRASHED, reason=f"lost on two GPUs: {error}")
+
+
+def _refuse(error: ChangedPlaceError) -> None:
+    raise error

@@ -79,17 +79,23 @@ class CaseQueue:
             return None
 
     def take_comparisons(self, slot: Slot, *, at_most: int) -> tuple[Case, ...]:
-        """The cases of the next comparisons, all bound to one model or none; empty where nothing is eligible now."""
+        """All cases of the next comparisons, all bound to one model or none; empty where nothing is eligible now.
+
+        Every case is asked for, as those of one comparison need not follow each other: where mechanisms have value
+        dims of their own, another comparison's lie between them.
+        """
         with self._changed:
             taken: list[Case] = []
             wanted: dict[str, str | None] = {}
+            full = False
             for case in self._eligible(slot):
                 name = comparison_of(case)
-                bound = self.bound.get(name)
-                full = name not in wanted and len(wanted) >= at_most
-                if full or (wanted and bound not in wanted.values()):
-                    break
-                wanted[name] = bound
+                if name not in wanted:
+                    bound = self.bound.get(name)
+                    full = full or len(wanted) >= at_most or (bool(wanted) and bound not in wanted.values())
+                    if full:
+                        continue
+                    wanted[name] = bound
                 taken.append(case)
             for case in taken:
                 self._fly(case, slot)
@@ -101,12 +107,12 @@ class CaseQueue:
             cases = tuple(cases)
             device = slot.device
             right = all(self.bound.get(comparison_of(case), device) == device for case in cases)
+            if not right:
+                self.back(cases)
+                return False
             for case in cases:
-                if right:
-                    self._fly(case, slot)
-                else:
-                    self._back(case)
-            return right
+                self._fly(case, slot)
+            return True
 
     def done(self, case_id: str) -> None:
         """Say that a case has its row."""
@@ -130,6 +136,12 @@ class CaseQueue:
             else:
                 self.done(case.case_id)
             return again
+
+    def again(self, case: Case) -> None:
+        """Say that a case has no row after all. Whoever is at it stays at it."""
+        with self._changed:
+            if case.case_id not in self._flying and case not in self.held:
+                self._back(case)
 
     def bound_to(self, cases: Iterable[Case]) -> str | None:
         """The model that cases are bound to, those of comparisons that were taken together; None: to none yet."""

@@ -157,7 +157,10 @@ class SlurmExecutor:
     def _event(self, event: Event) -> Event:
         if "kept" not in event:
             return event
-        (row,) = store.read(self.folder.shard(event["kept"])).to_pylist()
+        shard = self.folder.shard(event["kept"])
+        if not shard.exists():
+            return {"gone": event["kept"]}
+        (row,) = store.read(shard).to_pylist()
         return {"row": row}
 
     def _cancel(self, job_ids: Iterable[str]) -> None:

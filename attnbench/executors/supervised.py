@@ -29,7 +29,7 @@ _GRACE_S = 30.0  # on top of the limits a worker keeps by itself, before it is t
 
 
 class NoWorkerError(Exception):
-    """No worker starts any more where one did before: the device is lost."""
+    """No worker starts any more where one did before, and others can go on: the device is lost."""
 
 
 @dataclass
@@ -87,7 +87,8 @@ class SupervisedWorker:
     def row(self, case: Case, *, verify_only: bool = False) -> Row:
         """Measure a case (or only check its output); a dead or hanging worker becomes the row's status.
 
-        Raises NoWorkerError when it is `replaceable` and a fresh worker does not start.
+        Raises NoWorkerError where it is `replaceable`, else UserError, when a fresh worker does not start: the case is
+        not at fault then, and has no row.
         """
         limit = self.protocol.first_call_limit_s + self.protocol.limit_s + _GRACE_S
         message = {
@@ -98,8 +99,8 @@ class SupervisedWorker:
             "verify_only": verify_only,
             **dict.fromkeys(self.options, True),
         }
+        worker = self._again()
         try:
-            worker = self._again()
             answer = worker.ask(message, limit_s=limit)
         except WorkerDiedError as error:
             self._worker = None
@@ -142,7 +143,10 @@ class SupervisedWorker:
         except (WorkerDiedError, WorkerHungError) as error:
             if self.replaceable:
                 raise NoWorkerError(f"no worker process starts any more: {error}") from error
-            raise
+            raise UserError(
+                f"no worker process starts on {self.device} any more: {error} (see {self.log}); what was measured is "
+                "kept, and the rest is open"
+            ) from error
 
     def _ready(self) -> WorkerProcess:
         """The worker at hand, or a new one; the first one also tells the environment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pandas as pd
 from rich.console import Console
 
 import attnbench
+from attnbench import store
+from attnbench.case import Accuracy, Case, Measurement, Status
 from attnbench.executors.engines import LOCAL, Engine
+from attnbench.executors.worker_process import HERE, Interpreter, WorkerDiedError
+from attnbench.measure.pretending import VISIBLE
 from attnbench.store import GROUPS
-from attnbench.sweeping import Outcome, run_sweep
+from attnbench.sweeping import Outcome, Refine, run_sweep
 from attnbench.sweeps.loader import load
 from attnbench.sweeps.sweep import Sweep
 
@@ -45,8 +50,66 @@ def tiny(folder: Path, *, case_s: float = 0.0) -> Sweep:
     return load(file, device="cpu")
 
 
+@dataclass(kw_only=True)
+class Machine:
+    """One whose worker processes are played: `start` goes in the place of `WorkerProcess`.
+
+    processes: how many there will be, one after the other; what a start beyond them raises is `error`.
+    cases: that each measures before it is gone, `dying` of the next one or else between the two; None: all.
+    """
+
+    device: str
+    node: str = "a"
+    processes: int = 1
+    cases: int | None = None
+    dying: bool = False
+    error: Exception = field(default_factory=lambda: WorkerDiedError("it ended with exit code 1: no device"))
+    more: Mapping[str, Any] = field(default_factory=dict)  # of the environment
+    begun: list[str] = field(default_factory=list)  # case_ids
+
+    def start(self, *, interpreter: Interpreter = HERE, **_: object) -> _Played:
+        if not self.processes:
+            raise self.error
+        self.processes -= 1
+        return _Played(self, gpu_index=int(interpreter.variables.get(VISIBLE, 0)))
+
+
+class _Played:
+    def __init__(self, machine: Machine, *, gpu_index: int) -> None:
+        self._machine, self._left = machine, machine.cases
+        self._place: dict[str, Any] = {"device": machine.device, "node": machine.node, "gpu_index": gpu_index}
+        self.environment = {**self._place, **machine.more}
+        self.alive = True
+
+    def ask(self, message: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
+        if "ceilings" in message and "measure" not in message:
+            return {"ceilings": {"copy_gbps": 1.0, "matmul_tflops": {}}}
+        case = Case(**message["measure"])
+        self._machine.begun.append(case.case_id)
+        if self._left == 0:
+            self.alive = False
+            raise WorkerDiedError("it died of the case")
+        self._left = None if self._left is None else self._left - 1
+        self.alive = self._left != 0 or self._machine.dying
+        done = Measurement(
+            case=case, status=Status.OK, accuracy=Accuracy(rel_err_o=0.0), started_at="2030", **self._place
+        )
+        return {"row": store.row(done, run_id=message["run_id"]), "phases_s": {}, "lost_device": False}
+
+    def end(self) -> None:
+        self.alive = False
+
+    kill = strike = end
+
+
 def run(
-    sweep: Sweep, path: Path, *, engine: Engine = LOCAL, resume: bool = False, console: Console | None = None
+    sweep: Sweep,
+    path: Path,
+    *,
+    engine: Engine = LOCAL,
+    resume: bool = False,
+    console: Console | None = None,
+    refine: Refine | None = None,
 ) -> Outcome:
     return run_sweep(
         sweep,
@@ -56,6 +119,7 @@ def run(
         command=["sweep", "tiny"],
         console=console or Console(quiet=True),
         engine=engine,
+        refine=refine,
     )
 
 

@@ -169,6 +169,8 @@ def test_the_first_place_of_a_run_is_its_environment_and_others_stand_beside_it(
     assert "places" not in record
     record |= with_place(record, environment=second, ceilings={"copy_gbps": 2.0})
     assert record["environment"] == first
+    record |= with_place(record, environment=_environment(node="b", cuda="14"), ceilings={"copy_gbps": 3.0})
+    assert by_place(record)["b/0"]["environment"] == second  # which its rows were measured in
     assert {name: each["ceilings"]["copy_gbps"] for name, each in by_place(record).items()} == {
         "a/0": 1.0,
         "b/0": 2.0,

@@ -111,7 +111,28 @@ def test_cases_are_asked_for_when_a_slot_is_free() -> None:
     assert asked == CASES[:1]
 
 
+def test_a_comparison_stays_whole_where_another_lies_within_it() -> None:
+    """A mechanism whose values are wider by itself is a comparison of its own, between the others in the order."""
+    names = {"lightning2": 16, "retnet": 32, "flash2": 16}
+    cases = [_case(name, n, value_dim=width) for n in (16, 32, 64) for name, width in names.items()]
+    queue = CaseQueue(cases=(), held=list(cases), bound={comparison_of(cases[3]): "A100"})
+    taken = []
+    while batch := queue.take_comparisons(Slot(), at_most=2):
+        taken.append([(case.mechanism, case.seq_len) for case in batch])
+    assert taken == [
+        [("lightning2", 16), ("retnet", 16), ("flash2", 16)],
+        [("lightning2", 32), ("flash2", 32)],  # bound, and what comes next is not
+        [("retnet", 32), ("lightning2", 64), ("flash2", 64)],
+        [("retnet", 64)],
+    ]
+
+
 # ---------------------------------------------------------------- batches and their events
+
+
+def _row(case: Case, device: str) -> Row:
+    done = Measurement(case=case, status=Status.OK, device=device, started_at="2030")
+    return store.row(done, run_id="r")
 
 
 class _Run:
@@ -119,10 +140,11 @@ class _Run:
 
     def __init__(self, path: Path) -> None:
         self.folder = open_run(path, record={"run_id": "r", "sweep": "s", "device": "cpu"}, resume=True)
+        self.begun: list[Case] = []
         self.finished: list[Row] = []
         self.batches = Batches(
             CASES, folder=self.folder, kind="cpu", protocol=Protocol(),
-            started=lambda case: None, finished=self.finished.append,
+            started=self.begun.append, finished=self.finished.append,
         )  # fmt: skip
 
     def take(self, device: str | None = None) -> Flight:
@@ -136,8 +158,15 @@ class _Run:
 
     def measure(self, flight: Flight, case: Case, device: str = "H200") -> None:
         self.batches.tell(flight, {"begun": case.case_id})
-        done = Measurement(case=case, status=Status.OK, device=device, started_at="2030")
-        self.batches.tell(flight, {"row": store.row(done, run_id="r")})
+        self.batches.tell(flight, {"row": _row(case, device)})
+
+    def taken_back(self) -> Flight:
+        """A batch of the first comparison that landed on an H200, when another one had bound it to the A100."""
+        flight = self.take()
+        self.batches._queue.bound[comparison_of(CASES[0])] = "A100"
+        self.place(flight, "H200")
+        assert not flight.left
+        return flight
 
 
 def test_a_batch_is_a_comparison_and_the_rest_of_a_lost_one_is_not_at_fault(tmp_path: Path) -> None:
@@ -191,3 +220,69 @@ def test_one_refusal_is_an_accident_and_three_are_the_answer(tmp_path: Path) -> 
         run.batches.tell(run.take(), {"refused": "another attnbench is timing there"})
     with pytest.raises(UserError, match="nothing can be measured: another attnbench is timing there"):
         run.batches.tell(run.take(), {"refused": "another attnbench is timing there"})
+
+
+def test_what_a_batch_goes_on_to_tell_of_cases_that_were_taken_back_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    run = _Run(tmp_path)
+    flight = run.taken_back()
+    run.measure(flight, CASES[0])
+    assert not run.begun
+    run.batches.tell(flight, {"begun": CASES[1].case_id})
+    again = run.take("A100")
+    assert list(again.batch.cases) == CASES[:2]
+    run.place(again, "A100", node="b")
+    for case in CASES[:2]:
+        run.measure(again, case, "A100")
+    for _ in range(3):  # and it is no refusal either, which would end the sweep
+        run.batches.lost(flight, reason="the node died")
+    assert run.batches.left == len(CASES[2:])  # what was in flight there is done
+    assert not run.batches.notes
+    assert [row["device"] for row in run.finished] == ["A100", "A100"]
+
+
+def test_a_case_that_was_taken_back_while_it_was_begun_is_not_lost_with_its_batch(tmp_path: Path) -> None:
+    run = _Run(tmp_path)
+    flight = run.take()
+    run.place(flight, "H200")
+    run.batches.tell(flight, {"begun": CASES[0].case_id})
+    run.batches.tell(flight, {"refused": "no worker process starts any more"})
+    run.measure(run.take("H200"), CASES[0])
+    run.batches.lost(flight, reason="the node died")
+    assert CASES[0] not in run.batches._queue.held
+    assert not run.batches.notes
+
+
+@pytest.mark.parametrize("when", ["nobody's", "somebody's", "done"])
+def test_a_job_leaves_no_row_of_a_case_that_was_taken_back(tmp_path: Path, when: str) -> None:
+    """It writes rows by itself, whoever has the case meanwhile: the right one is measured later, or once more."""
+    run = _Run(tmp_path)
+    flight = run.taken_back()
+    again = None
+    if when != "nobody's":
+        again = run.take("A100")
+        run.place(again, "A100", node="b")
+    if again and when == "done":
+        for case in CASES[:2]:
+            run.measure(again, case, "A100")
+    wrong = _row(CASES[0], "H200")
+    run.folder.keep(wrong)
+    run.batches.tell(flight, {"row": wrong}, kept=True)
+    assert CASES[0].case_id not in run.folder.done()
+    assert (CASES[0] in run.batches._queue.held) is (when != "somebody's")
+    if again and when == "somebody's":
+        run.batches.tell(again, {"begun": CASES[0].case_id})
+        run.batches.tell(again, {"gone": CASES[0].case_id})  # the wrong row had been put over its own
+        assert again.left == CASES[1:2]
+    last = run.take("A100")
+    assert last.batch.cases[0] == CASES[0]
+
+
+def test_a_row_of_the_right_model_stays_whoever_wrote_it(tmp_path: Path) -> None:
+    run = _Run(tmp_path)
+    flight = run.taken_back()
+    right = _row(CASES[0], "A100")  # of the batch that has the case now, over the other's
+    run.folder.keep(right)
+    run.batches.tell(flight, {"row": right}, kept=True)
+    assert run.folder.done() == {CASES[0].case_id}

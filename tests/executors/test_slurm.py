@@ -183,6 +183,26 @@ def test_a_lost_job_costs_the_case_in_flight(
     assert outcome.effort["worker_s"] > 0
 
 
+def test_a_row_that_is_gone_from_the_disk_is_measured_once_more(
+    submitit: _Submitit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job, whose cases were taken back from it, may have written over it; what that wrote is discarded."""
+    sweep, path = tiny(tmp_path), tmp_path / "run"
+    victim = sweep.cases()[0].case_id
+    gone = [path / "shards" / f"{victim}.parquet"]
+
+    def measure(batch: Batch, *, log: Path) -> Iterator[Event]:
+        for event in _dying(0, "")(batch, log=log):
+            yield event
+            if event.get("row", {}).get("case_id") == victim and gone:
+                gone.pop().unlink()
+
+    monkeypatch.setattr(slurm, "measure_batch", measure)
+    outcome = run(sweep, path, engine=Engine(name="slurm"))
+    assert (outcome.left, outcome.notes) == (0, ())
+    assert [case.case_id for batch in submitit.arrays[1] for case in batch.cases] == [victim]
+
+
 def test_jobs_of_a_killed_sitting_are_cancelled_first(
     submitit: _Submitit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
