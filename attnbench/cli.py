@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from attnbench.commands.here import env, list_
 from attnbench.commands.plot import plot, roofline
@@ -41,7 +43,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (profile, "profile lightning2 --seq-len 8k --workload bwd -o profiles"),
     (crossover, "crossover lightning2 flash2 --tokens 32k --workload fwd"),
     (noise, "noise ci"),
-    (bisect, "bisect v0.1.0 main --case 'lightning2.bwd.*'"),
+    (bisect, "bisect HEAD~20 main --case 'lightning2.bwd.*'"),
     (check, "check ci --against main --time-budget 5m --explain"),
     (report, "report runs/quick-20260101-120000 -o quick.html"),
     (watch, "watch runs/quick-20260101-120000"),
@@ -50,7 +52,23 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (env, "env --json"),
 )
 
+
+class _Commands(TyperGroup):
+    """The commands, which end quietly when who reads their output has read enough: typer's own end is that of an error,
+    and its exit code that of a regression."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what Python flushes at its end
+            raise SystemExit(Exit.PIPE) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="attnbench",
     help="Benchmark attention mechanisms: constant-speed curves, checked outputs, raw samples.",
     epilog="Start with: attnbench sweep quick",

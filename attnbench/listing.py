@@ -9,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench.providers import Mechanism, Provider
-from attnbench.registry import mechanisms
+from attnbench.registry import find, mechanisms
 from attnbench.semantics import SEMANTICS
 
 
-def rows(device: str) -> list[dict[str, Any]]:
-    """One row a mechanism, in types that JSON has."""
-    return [_row(mechanism, device=device) for mechanism in mechanisms().values()]
+def rows(device: str, *, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """One row a mechanism, in types that JSON has; names: of some, `flash2@torch` by that provider alone."""
+    asked = mechanisms().values() if names is None else map(find, names)
+    return [_row(mechanism, device=device) for mechanism in asked]
 
 
 def _row(mechanism: Mechanism, *, device: str) -> dict[str, Any]:

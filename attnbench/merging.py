@@ -34,9 +34,10 @@ def merge_runs(paths: Sequence[Path], *, out: Path, every_process: bool = False)
     kept, without one the first. every_process: such a row of each run is kept, as `compare` needs several.
 
     Raises UserError for what cannot be read, a schema of another version that cannot be migrated, two different runs
-    of one name, or an `out` that cannot be written.
+    of one name, or an `out` that exists already or cannot be written.
     """
     target = out if out.suffix == ".parquet" else out / "results.parquet"
+    refuse_to_replace(target)
     tables = [store.load_table(path) for path in paths]
     records = _records(tables, paths)
     rows = [row for table in tables for row in table.to_pylist()]
@@ -59,6 +60,16 @@ def merge_runs(paths: Sequence[Path], *, out: Path, every_process: bool = False)
         runs=len(named),
         devices=dict(sorted(devices.items())),
     )
+
+
+def refuse_to_replace(target: Path) -> None:
+    """Raises UserError where a file or a run is: a merge replaces nothing that was measured."""
+    if target.exists():
+        raise UserError(f"{target} exists already; name another file, or move it away")
+    if (target.parent / "run.json").exists():
+        raise UserError(
+            f"{target.parent} is the folder of a run, which has results of its own; name another folder"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class Exit(IntEnum):
     USAGE = 2
     INCONCLUSIVE = 3  # or nothing there to judge
     INTERRUPTED = 130
+    PIPE = 141  # as a shell tells of a process that SIGPIPE ended
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
@@ -112,7 +113,13 @@ def make_console(*, stderr: bool = False) -> Console:
     """A console as wide as its terminal; a file or a pipe has no width of its own and gets room for a table."""
     from rich.console import Console
 
-    console = Console(stderr=stderr)
+    class Told(Console):
+        """Leaves it to the command line what becomes of a reader that has read enough."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Told(stderr=stderr)
     if not console.is_terminal:
         console.width = max(console.width, 110)
     return console

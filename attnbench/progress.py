@@ -17,7 +17,7 @@ from rich.progress import (
 
 from attnbench.case import Case
 from attnbench.executors.supervised import Row
-from attnbench.words import joined
+from attnbench.words import joined, rate_text, time_text
 
 
 class Ticker:
@@ -97,7 +97,7 @@ def describe(row: Row) -> str:
     """One finished case on one line."""
     name = str(row["case_id"])
     if row["median_ms"] is not None:
-        return f"{name}: {row['median_ms']:.4g} ms, {row['tokens_per_s'] / 1e6:.4g} M tokens/s"
+        return f"{name}: {time_text(row['median_ms'])}, {rate_text(row['tokens_per_s'])}"
     if row["status"] == "ok":
         errors = (row[f"rel_err_{n}"] for n in ("o", "dq", "dk", "dv"))
         return f"{name}: right, largest error {max(e for e in errors if e is not None):.1e}"

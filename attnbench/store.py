@@ -28,6 +28,8 @@ SCHEMA_VERSION = 5
 VERSION_KEY = b"attnbench.schema_version"
 RECORDS_KEY = b"attnbench.runs"  # JSON: run_id -> the run's record (environment, protocol, command line, ...)
 
+KIND_KEY = b"attnbench.models.kind"  # of files that hold records of another kind, and no rows of a sweep
+
 _S, _I, _F, _STRINGS = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.string())
 
 GROUPS: Mapping[str, Mapping[str, pa.DataType]] = {
@@ -194,6 +196,12 @@ def read(path: Path) -> pa.Table:
         ) from error
     stated = (table.schema.metadata or {}).get(VERSION_KEY)
     if stated is None:
+        kind = (table.schema.metadata or {}).get(KIND_KEY, b"").decode()
+        if kind:
+            drawn_by = "parallel scaling" if kind == "parallel" else "paper --run"
+            raise UserError(
+                f"{path} holds {kind} records, expected the rows of a sweep; `attnbench {drawn_by}` draws those"
+            )
         raise UserError(f"{path} is a Parquet file, but not one of attnbench (it states no schema version)")
     if not stated.isdigit() or int(stated) < 1:
         raise UserError(f"{path} states the schema version {stated!r}, expected a whole number from 1 on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -378,3 +379,11 @@ def test_an_entry_point_that_yields_something_else_is_named(register: Register) 
         UserError, match="entry point 'theirs' of their_package:mechanism is no attnbench Mechanism"
     ):
         mechanisms()
+
+
+def test_a_list_names_what_was_asked_for_a_provider_of_its_own_too(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, _ = run("list", "-m", "lightning2", "-m", "flash2@torch", "--json", "--device", "cpu")
+    assert code == 0
+    assert [row["mechanism"] for row in json.loads(out)["mechanisms"]] == ["lightning2", "flash2@torch"]

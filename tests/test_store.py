@@ -458,3 +458,15 @@ def test_intervals_of_the_fourth_version_are_drawn_anew_from_its_samples(tmp_pat
     assert (frame["ci_low_ms"][0], frame["ci_high_ms"][0]) == pytest.approx(expected)
     assert frame["ci_low_ms"][0] <= frame["median_ms"][0] <= frame["ci_high_ms"][0]
     assert frame[["ci_low_ms", "ci_high_ms"]].iloc[1].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("h200/paper/train-step.parquet", "holds train-step records, .* `attnbench paper --run` draws those"),
+        ("h200x2/parallel.parquet", "holds parallel records, .* `attnbench parallel scaling` draws those"),
+    ],
+)
+def test_records_of_another_kind_are_told_from_foreign_files(file: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        store.read(Path(__file__).parents[1] / "results" / file)

@@ -85,6 +85,18 @@ def test_ahead_in_words() -> None:
     assert "b is ahead of c" not in text, "only what concerns the leader is said"
 
 
+def test_one_length_says_nothing_of_others() -> None:
+    text = said(row("a", 512, 1.0), row("b", 512, 2.0))
+    assert "a is ahead of b at 512 tokens." in text
+
+
+def test_a_mechanism_alone_is_told_too() -> None:
+    text = printed(row("a", 512, 1.0), row("a", 1024, 4.0))
+    assert "a runs at 256 k tokens/s (1,024 tokens) to 512 k tokens/s (512), 2.00× from end to end." in text
+    assert "a runs at 512 k tokens/s at 512 tokens." in printed(row("a", 512, 1.0))
+    assert "a runs at" not in printed(*(row(name, n, 1.0) for n in (512, 1024) for name in ("a", "b")))
+
+
 def test_flatness_in_words() -> None:
     (section,) = summarize_run(frame(*crossing())).sections
     assert [each.mechanism for each in section.flatness] == ["flash2", "lightning2"]

@@ -465,11 +465,15 @@ def test_a_page_tells_a_wrong_case_from_what_is_right_absent_or_left(
     tmp_path: Path, played: type[Played]
 ) -> None:
     rows = _verify().findings
-    wrong = dataclasses.replace(rows[0], faults=("B2-H3-N17-D16: incorrect: rel_err_dq 0.5 | over 2e-05",))
+    wrong = dataclasses.replace(
+        rows[0],
+        faults=("B2-H3-N17-D16: incorrect: rel_err_dq 0.5 | over 2e-05",),
+        worst_status=Status.INCORRECT,
+    )
     absent = dataclasses.replace(
         rows[1], shapes=0, unsupported=2, why_unsupported="not installed: pip install it"
     )
-    text = page([wrong, absent, dataclasses.replace(rows[2], left=3, faults=())])
+    text = page([wrong, absent, dataclasses.replace(rows[2], left=3, faults=(), worst_status=None)])
     assert f"wrong: {rows[0].mechanism} in fp32; 1 unsupported; 3 cases left to check." in text
     assert "1 pair of mechanism and dtype right" in text
     assert f"| {rows[2].mechanism} | fp32 |" in text

@@ -16,7 +16,7 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
 
     kind = device_kind(device)
     asked = parse_mechanisms(mechanism) if mechanism else None
-    rows = [row for row in listing.rows(kind) if asked is None or row["mechanism"] in asked]
+    rows = listing.rows(kind, names=asked)
     if json_:
         print(json.dumps({"device": kind, "mechanisms": rows, "presets": preset_names()}, indent=1))
         return

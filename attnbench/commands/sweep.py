@@ -134,9 +134,11 @@ def _print_cases(grid: Sweep, *, json_: bool) -> None:
     if json_:
         print(json.dumps({"sweep": grid.as_dict(), "cases": [_case_json(c) for c in cases]}, indent=1))
         return
+    from attnbench.words import count_text
+
     for case in cases:
         print(case.case_id)
-    print(f"{len(cases)} cases on {grid.device}; nothing was measured", file=sys.stderr)
+    print(f"{count_text(len(cases), 'case')} on {grid.device}; nothing was measured", file=sys.stderr)
 
 
 def _case_json(case: Case) -> dict[str, Any]:

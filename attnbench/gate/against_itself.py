@@ -79,7 +79,10 @@ def measure_noise(
     frame = store.to_frame(store.merge(gate.tables().values()))
     cases = noise.noise_of(frame, gate_processes=count)
     if not cases:
-        raise UserError(f"no case is ok in {noise.FEWEST} processes, so there is no noise to tell")
+        given = frame["run_id"].nunique()
+        if given < noise.FEWEST:
+            raise UserError(f"expected at least {noise.FEWEST} processes to tell noise from, got {given}")
+        raise UserError(f"no case is ok in {noise.FEWEST} of {given} processes, so there is no noise to tell")
     file = file or noise.file_of(stage.device)
     noise.write(
         NoiseRecord(

@@ -128,7 +128,9 @@ class Gate:
         self.spent_s += process.wall_s or 0.0
         bad = sum(row["status"] != Status.OK for row in process.rows)
         missing = sum(until - len(self._done.get(each, ())) for each in self.sides)
-        left = f"; about {duration(missing * process.seconds_for(len(cases)))} left" if missing else ""
+        recorded = self.source.left(side, after=len(done)) is not None  # nobody waits for those
+        seconds = missing * process.seconds_for(len(cases))
+        left = f"; about {duration(seconds)} left" if missing and not recorded else ""
         self.tell(
             f"{side}, process {len(done)} of {until}: {count_text(len(process.rows), 'case')} in "
             f"{duration(process.wall_s or 0.0)}{f', {bad} not ok' if bad else ''}{left}"

@@ -190,7 +190,7 @@ def _kept(line: Sequence[Inference]) -> str:
     if line[0].phase != "decode" or not sizes:
         return ""
     if min(sizes) == max(sizes):
-        return f" It keeps {bytes_text(sizes[0])} at each."
+        return f" It keeps {bytes_text(sizes[0])}{' at each' if len(sizes) > 1 else ''}."
     return f" It keeps {bytes_text(min(sizes))} to {bytes_text(max(sizes))}."
 
 
@@ -238,8 +238,8 @@ def _missing(rows: Iterable[TrainStep | Inference]) -> list[str]:
 
 
 def _spread(row: TrainStep) -> str:
-    """p90 less p10 over the median."""
-    if row.p10_ms is None or row.p90_ms is None or not row.median_ms:
+    """p90 less p10 over the median; nothing of one sample, which has none."""
+    if len(row.samples_ms or ()) < 2 or row.p10_ms is None or row.p90_ms is None or not row.median_ms:
         return ""
     return f"{(row.p90_ms - row.p10_ms) / row.median_ms:.1%}"
 

@@ -36,12 +36,7 @@ class Folder(Generic[R]):
 
         Raises UserError when it cannot be made, or holds records of another device.
         """
-        try:
-            self._shards.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the output folder {self.path}: {error.strerror or error}"
-            ) from error
+        self.make()
         for file in sorted(self._shards.glob("*.parquet"))[:1]:
             there = records.read_environment(file, kind=self.kind).get("device")
             if there is not None and there != device:
@@ -49,6 +44,15 @@ class Folder(Generic[R]):
                     f"{self.path} holds {self.kind.KIND} records of {there}, and this is {device}: choose another "
                     "folder"
                 )
+
+    def make(self) -> None:
+        """Make it where it is missing. Raises UserError when it cannot be made."""
+        try:
+            self._shards.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the output folder {self.path}: {error.strerror or error}"
+            ) from error
 
     def begin(self, case_id: str) -> None:
         """Leave a mark that a case has begun; if the process does not live to keep it, `unfinished` tells."""

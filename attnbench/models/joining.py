@@ -12,6 +12,7 @@ from typing import Any
 
 from attnbench.case import Status
 from attnbench.errors import UserError
+from attnbench.merging import refuse_to_replace
 from attnbench.models import records
 from attnbench.models.records import Row
 from attnbench.places import shared
@@ -46,7 +47,7 @@ def join_records(paths: Sequence[Path], *, out: Path, kinds: Sequence[type[Row]]
     the last path with records of its kind; others that differ from it are kept in it, under "others".
 
     Raises UserError for what cannot be read, a path without records, one file for several kinds, or an `out` that
-    cannot be written.
+    exists already or cannot be written.
     """
     found: dict[str, list[Path]] = {}
     for path in paths:
@@ -59,10 +60,10 @@ def join_records(paths: Sequence[Path], *, out: Path, kinds: Sequence[type[Row]]
     known = {kind.KIND: kind for kind in kinds}
     if out.suffix == ".parquet" and len(found) > 1:
         raise UserError(f"{out} is one file, and there are records of {', '.join(found)}: name a folder")
-    return tuple(
-        _join(files, target=out if out.suffix == ".parquet" else out / f"{name}.parquet", kind=known[name])
-        for name, files in found.items()
-    )
+    targets = {name: out if out.suffix == ".parquet" else out / f"{name}.parquet" for name in found}
+    for target in targets.values():
+        refuse_to_replace(target)
+    return tuple(_join(files, target=targets[name], kind=known[name]) for name, files in found.items())
 
 
 def _join(files: Sequence[Path], *, target: Path, kind: type[Row]) -> Joined:

@@ -22,7 +22,7 @@ from attnbench.errors import UserError
 
 VERSION: Final = 2
 VERSION_KEY: Final = b"attnbench.models.version"
-KIND_KEY: Final = b"attnbench.models.kind"
+KIND_KEY: Final = store.KIND_KEY
 ENVIRONMENT_KEY: Final = b"attnbench.models.environment"  # JSON: machine, device, versions, command line, ...
 
 

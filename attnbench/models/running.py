@@ -18,7 +18,7 @@ from attnbench.executors.worker_process import Interpreter, WorkerDiedError, Wor
 from attnbench.measure.clock import now_s
 from attnbench.models.folder import Folder
 from attnbench.models.records import Loss, R, TrainStep
-from attnbench.words import duration
+from attnbench.words import count_text, duration
 
 GRACE_S = 30.0  # beyond the limit that a worker keeps by itself, before it is taken to hang
 LEAST_S = 5.0  # of budget, below which no case is begun
@@ -97,6 +97,7 @@ class Run(Generic[R]):
         for request in requests:
             if self.forecast is not None and request.case_id in done:
                 self.forecast.learn(request, self.folder.rows([request.case_id]))
+        tell_done(len(requests) - len(todo), len(requests), folder=self.folder, say=self.say)
         missing: list[str] = []
         left = 0
         try:
@@ -218,7 +219,7 @@ class Run(Generic[R]):
     def _ready(self) -> Worker:
         """A worker that is alive. Raises UserError when none can be started: that is no case's fault."""
         if self._worker is None or not self._worker.alive:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.make()
             assert self._lock is not None
             try:
                 self._worker = (self.start or self._process)(self._lock)
@@ -244,6 +245,14 @@ class Run(Generic[R]):
         if self.folder.kind is not TrainStep:
             return {}
         return {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
+
+
+def tell_done(done: int, total: int, *, folder: Folder[Any], say: Say) -> None:
+    """That cases are there already, whatever steps and samples were asked for this time."""
+    if done:
+        say(
+            f"{done:,} of {count_text(total, 'case')} in {folder.path} already: what is there is not measured again"
+        )
 
 
 def progress(what: str, *, count: int, total: int, begun: float) -> str:

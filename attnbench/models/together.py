@@ -15,7 +15,7 @@ from attnbench.measure.environment import collect
 from attnbench.models.distributed import Ranks
 from attnbench.models.folder import Folder
 from attnbench.models.records import R
-from attnbench.models.running import LEAST_S, Outcome, Say, progress
+from attnbench.models.running import LEAST_S, Outcome, Say, progress, tell_done
 
 
 def measure_together(
@@ -73,6 +73,10 @@ def _measure(
 ) -> Outcome[R]:
     begun, total = now_s(), _lacking(requests, folder)
     left = 0
+    if ranks.rank == 0:
+        tell_done(
+            len({request.case_id for request in requests}) - total, len(requests), folder=folder, say=say
+        )
     for request in requests:
         if not ranks.any(ranks.rank == 0 and _is_lacking(request, folder, forecast)):
             continue

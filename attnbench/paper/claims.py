@@ -152,6 +152,11 @@ class Crossover(_Claim):
         common = np.intersect1d(lines[self.faster].x, lines[self.slower].x)
         if ahead and last.low is None and where > self.before and (common < where).any():
             return Judged(holds=None, said=f"{last.sentence()}; below it nothing tells them apart")
+        if not ahead and common.max(initial=0) < self.before:
+            return Judged(
+                holds=None,
+                said=f"{last.sentence()}; lengths that both have end at {common.max(initial=0):,.0f}",
+            )
         holds = ahead and (last.low is None or where <= self.before)
         return Judged(holds=holds, said=last.sentence(), value=where if ahead else None)
 

@@ -71,6 +71,6 @@ def _print_claims(done: Reproduced) -> None:
     if done.deviations:
         console.print(table)
     console.print(Text(f"{done.sentence[:1].upper()}{done.sentence[1:]}."), soft_wrap=True)
-    for text in (hardware_words(done.figure, done.device), *(f"{each}." for each in done.remarks)):
+    for text in (hardware_words(done.figure, done.device), *(f"{each}." for each in done.notes)):
         if text:
             console.print(Text(text), soft_wrap=True)

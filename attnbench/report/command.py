@@ -74,7 +74,9 @@ def report(
 
 
 def save(html: str, path: Path) -> None:
-    """Write the page. Raises UserError when that cannot be done."""
+    """Write the page. Raises UserError when that cannot be done, or would replace results."""
+    if path.suffix == ".parquet":
+        raise UserError(f"--out: expected a file for HTML, got {path}, which is a name for results")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from attnbench.errors import UserError
 from attnbench.options import AllowDifferent, Json, Threshold
 
 
@@ -41,6 +42,10 @@ def report(
     from attnbench.comparison.sides import paths_of
     from attnbench.report import command
 
+    if base is None and (threshold is not None or noise is not None or allow_different):
+        raise UserError(
+            "--threshold, --noise and --allow-different compare: name a second run, or leave them out"
+        )
     paths = paths_of([run])
     made = command.report(
         paths,

@@ -12,6 +12,7 @@ from rich.text import Text
 from attnbench.shapes import Standings
 from attnbench.summary.found import Leader, Section, Summary
 from attnbench.summary.words import (
+    alone_words,
     closing,
     crossing_words,
     energy_words,
@@ -59,7 +60,7 @@ def _render_section(section: Section, console: Console) -> None:
         table.add_row(*map(Text, (*cells, time_text(leader.median_ms), peak, _ahead(leader))))
     console.print(table)
     console.print(_flatness_table(section))
-    for text in (*crossing_words(section), *energy_words(section)):
+    for text in (*alone_words(section), *crossing_words(section), *energy_words(section)):
         _say(console, f"{text[0].upper()}{text[1:]}." if text.startswith("energy") else f"{text}.")
     _say(console)
 

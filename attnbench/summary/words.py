@@ -88,9 +88,24 @@ def crossing_words(section: Section) -> list[str]:
     for each in section.crossovers:
         if each.low is None and each.faster == last:
             ahead.setdefault(each.high, []).append(each.slower)
+    alone = len({leader.seq_len for leader in section.leaders}) == 1
     for length, others in sorted(ahead.items()):
-        said.append(f"{last} is ahead of {joined(sorted(others))} from {length:,} tokens or earlier")
+        where = f"at {length:,} tokens" if alone else f"from {length:,} tokens or earlier"
+        said.append(f"{last} is ahead of {joined(sorted(others))} {where}")
     return said
+
+
+def alone_words(section: Section) -> list[str]:
+    """How constant the speed of the only mechanism is, which no other one can be compared with."""
+    if len(section.flatness) != 1:
+        return []
+    (only,) = section.flatness
+    if only.slope is None:
+        return [f"{only.mechanism} runs at {rate_text(only.fastest)} at {only.fastest_at:,} tokens"]
+    return [
+        f"{only.mechanism} runs at {rate_text(only.slowest)} ({only.slowest_at:,} tokens) to "
+        f"{rate_text(only.fastest)} ({only.fastest_at:,}), {factor(only.flatness)} from end to end"
+    ]
 
 
 def leading_crossings(section: Section) -> list[Crossover]:

@@ -28,13 +28,14 @@ class Finding:
     faults: tuple[
         str, ...
     ]  # "[decode ]<shape>: <status>: <reason>", for every case neither ok nor unsupported
+    worst_status: Status | None  # of the faults: `incorrect` where one of them is
     why_unsupported: str | None  # the first reason, when nothing could be checked
 
     @property
     def status(self) -> Status | None:
-        """None where nothing is checked yet."""
-        if self.faults:
-            return Status.INCORRECT
+        """None where nothing is checked yet; a mechanism that raises is no wrong one."""
+        if self.worst_status is not None:
+            return self.worst_status
         if self.shapes:
             return Status.OK
         return Status.UNSUPPORTED if self.unsupported else None
@@ -68,9 +69,15 @@ def _finding(mechanism: str, dtype: str, group: Sequence[Row | None]) -> Finding
             )
             for name in _ERRORS
         },
+        worst_status=_worst(bad),
         faults=tuple(f"{_shape(r)}: {r['status']}: {r['reason']}" for r in bad),
         why_unsupported=unsupported[0]["reason"] if unsupported and not checked else None,
     )
+
+
+def _worst(bad: Sequence[Row]) -> Status | None:
+    found = [Status(row["status"]) for row in bad]
+    return Status.INCORRECT if Status.INCORRECT in found else next(iter(found), None)
 
 
 def _first(rows: Sequence[Row], column: str) -> str | None:

@@ -60,9 +60,10 @@ def _merge(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Merge these runs; what --json says, and the rows."""
+    """Merge these runs anew; what --json says, and the rows."""
 
     def call(*runs: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        (tmp_path / "all" / "results.parquet").unlink(missing_ok=True)
         monkeypatch.setattr(
             sys, "argv", ["attnbench", "merge", *map(str, runs), "-o", str(tmp_path / "all"), "--json"]
         )
@@ -175,3 +176,31 @@ def test_the_first_place_of_a_run_is_its_environment_and_others_stand_beside_it(
         "a/0": 1.0,
         "b/0": 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("b/results.parquet", "results.parquet exists already"),
+        ("c", "c is the folder of a run, which has results"),
+    ],
+    ids=["a file", "a run"],
+)
+def test_a_merge_replaces_nothing(
+    out: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = _run(tmp_path / "a", _row("r"))
+    _run(tmp_path / "c", _row("r"))
+    with pytest.raises(SystemExit):
+        _merge(first, "-o", tmp_path / "b", monkeypatch=monkeypatch)
+    before = (tmp_path / "b/results.parquet").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        _merge(first, "-o", tmp_path / out, monkeypatch=monkeypatch)
+    assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert (tmp_path / "b/results.parquet").read_bytes() == before
+    assert not (tmp_path / "c/results.parquet").exists()

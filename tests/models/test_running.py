@@ -377,3 +377,33 @@ def test_another_loss_or_seed_is_another_case() -> None:
     }
     assert len(names) == 4
     assert BASE.case_id == "train.tiny.lightning2.N1.T64.none.fp32"  # as in the folders that there are
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model", "train-step", "--size", "tiny", "--seq-len", "16"],
+        ["model", "losses", "--steps", "1"],
+        ["parallel", "run", "--ranks", "1", "--seq-len", "64"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_an_output_folder_that_is_a_file_is_a_sentence(
+    words: list[str], run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code, out, err = run(*words, "--device", "cpu", "-o", str(file))
+    assert (code, out) == (2, "")
+    assert f"error: cannot write the output folder {file}: Not a directory\n" in err
+    assert file.read_text() == "mine"
+
+
+def test_one_sample_has_no_spread() -> None:
+    row = dataclasses.replace(
+        BASE.blank(), tokens_per_s=1.0, median_ms=2.0, p10_ms=2.0, p90_ms=2.0, samples_ms=(2.0,)
+    )
+    place = findings.train_table([row])[0].index("spread")
+    assert findings.train_table([row])[1][0][place] == ""
+    several = dataclasses.replace(row, p10_ms=1.9, p90_ms=2.1, samples_ms=(1.9, 2.0, 2.1))
+    assert findings.train_table([several])[1][0][place] == "10.0%"

@@ -80,7 +80,10 @@ def test_nothing_is_measured_twice_and_what_ended_the_processes_is_not_tried_aga
         _run(folder, fails=32)
     outcome, said, measured = _run(folder)
     assert measured == [64]
-    assert [line.partition(" ")[0] for line in said] == ["[2/2]"]  # of what was left, the crashed one with it
+    assert said[0] == f"1 of 3 cases in {folder.path} already: what is there is not measured again"
+    assert [line.partition(" ")[0] for line in said[1:]] == [
+        "[2/2]"
+    ]  # of what was left, the crashed one with it
     assert [row.status for row in outcome.rows] == ["ok", "crashed", "ok"]
     assert "ended during this case" in (outcome.rows[1].reason or "")
     assert _run(folder)[2] == []

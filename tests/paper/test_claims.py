@@ -122,6 +122,16 @@ def test_who_is_told_to_be_ahead_too_late_may_have_overtaken_in_time_or_not() ->
     assert judged.said.endswith("from 32,768 tokens or earlier; below it nothing tells them apart")
 
 
+def test_who_is_behind_up_to_the_last_length_may_overtake_behind_it() -> None:
+    claim = Crossover(check="crossover", faster="linear", slower="square", before=2**20, **ALL)
+    lines = _lines(_power("linear", 1e9, 1), _power("square", 1.0, 2))
+    judged = claim.judge(lines, quantity="time")
+    assert judged.holds is None
+    assert judged.said.endswith(f"; lengths that both have end at {max(LENGTHS):,}")
+    within = claim.model_copy(update={"before": max(LENGTHS)})
+    assert within.judge(lines, quantity="time").holds is False
+
+
 def test_leads_names_where_it_is_behind() -> None:
     linear, square = _power("linear", 1.0, 1), _power("square", 1 / 4000, 2)
     everywhere = Leads(check="leads", series="linear", than="square", **ALL)
