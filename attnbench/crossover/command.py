@@ -153,10 +153,15 @@ def _measured(what: Asked, *, out: Path | None, resume: bool) -> Outcome:
     from attnbench.sweeping import InterruptedSweepError
 
     try:
-        return measure(what, out=out, resume=resume, command=sys.argv[1:], console=make_console(stderr=True))
+        outcome = measure(
+            what, out=out, resume=resume, command=sys.argv[1:], console=make_console(stderr=True)
+        )
     except InterruptedSweepError as stop:
         print(stop.how_to_go_on(sys.argv[1:], named=out is not None), file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
+    for note in outcome.notes:
+        print(note, file=sys.stderr)
+    return outcome
 
 
 def _tell(

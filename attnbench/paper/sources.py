@@ -180,6 +180,8 @@ class Measuring:
             console=self.console,
             enough=self.budget.spent,
         )
+        for note in outcome.notes:
+            print(f"{preset}: {note}", file=sys.stderr)
         left: int = outcome.left
         return left
 

@@ -266,7 +266,7 @@ class _Sweeping:
                 self.now += self.case_s
                 (path / "shards" / f"{case.case_id}.parquet").touch()
                 done.add(case.case_id)
-        return SimpleNamespace(left=len(cases) - len(done))
+        return SimpleNamespace(left=len(cases) - len(done), notes=())
 
 
 def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -286,13 +286,15 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
     assert sweeping.now == 64 * 60.0
 
 
-def test_calls_of_sweeps_are_launched_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_calls_of_sweeps_are_launched_as_asked_and_what_happened_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
     launches = []
 
     def sweep(grid: Any, cases: Any, **_: Any) -> SimpleNamespace:
         launches.append(str(grid.protocol.launch))
-        return SimpleNamespace(left=0)
+        return SimpleNamespace(left=0, notes=("A GPU was lost.",))
 
     for launch in (None, "graph"):
         Measuring(
@@ -300,6 +302,7 @@ def test_calls_of_sweeps_are_launched_as_asked(monkeypatch: pytest.MonkeyPatch, 
             console=Console(quiet=True), words=(), sweep=sweep, launch=launch,
         ).take(find("fig3"))  # fmt: skip
     assert launches == ["eager", "graph"]
+    assert capsys.readouterr().err.count("paper-fig3: A GPU was lost.\n") == 2
 
 
 def test_whole_models_are_recorded_in_what_is_left_of_the_budget(
