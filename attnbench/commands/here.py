@@ -15,7 +15,7 @@ def list_(mechanism: Mechanisms = None, json_: Json = False, device: DeviceOptio
     from attnbench.sweeps.values import parse_mechanisms
 
     kind = device_kind(device)
-    asked = parse_mechanisms(mechanism) if mechanism else None
+    asked = parse_mechanisms(mechanism, axis="--mechanism") if mechanism else None
     rows = listing.rows(kind, names=asked)
     if json_:
         print(json.dumps({"device": kind, "mechanisms": rows, "presets": preset_names()}, indent=1))

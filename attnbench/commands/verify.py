@@ -71,7 +71,7 @@ def verify(
     from attnbench.verification import checking, scope
 
     kind = device_kind(device)
-    names = parse_mechanisms(mechanism or list(mechanisms()))
+    names = parse_mechanisms(mechanism or list(mechanisms()), axis="--mechanism")
     dtypes = parse_names(dtype or scope.DTYPES[kind], kind="dtype", choices=DTYPES)
     lengths = parse_sizes(seq_len or scope.SEQ_LENS[kind], axis="--seq-len")
     if head_dim is None and value_dim is not None:

@@ -61,7 +61,12 @@ class TrainPlan:
 
     def requests(self, *, kind: Kind, gpus: int) -> list[TrainRequest]:
         """In the order given, lengths from short to long. Raises UserError for what does not fit."""
-        how = parse_names(self.checkpointing or ["selective"], kind="checkpointing", choices=CHECKPOINTING)
+        how = parse_names(
+            self.checkpointing or ["selective"],
+            kind="checkpointing",
+            choices=CHECKPOINTING,
+            axis="--checkpointing",
+        )
         precision = _precision(self.precision, default="bf16")
         device = pick_device(kind)
         losses_by.choose(self.loss, device=device, dtype=WEIGHTS[precision])
@@ -163,7 +168,7 @@ class InferencePlan:
             phase=cast(Any, phase),
             context=context,
             new_tokens=parse_size(self.new_tokens, axis="--new-tokens"),
-            batch=None if batch == "full" else parse_size(batch, axis=option),
+            batch=_batch(batch, axis=option),
             precision=_precision(self.precision, default="bf16", among=("bf16", "fp32")),
             launch=Launch(self.launch) if kind == "cuda" else Launch.EAGER,
             samples=self.samples or (1 if phase == "generate" else 3),
@@ -237,10 +242,22 @@ def _attentions(given: Given, *, kind: Kind, but: str | None = None) -> tuple[st
     return names
 
 
+def _batch(given: str, *, axis: str) -> int | None:
+    """So many sequences; None for `full`, of a generation."""
+    if given == "full" and axis == "--generate-batch":
+        return None
+    try:
+        return parse_size(given, axis=axis)
+    except UserError:
+        if axis != "--generate-batch":
+            raise
+        raise UserError(f"{axis}: expected full, or a whole number such as 64 or 1k, got '{given}'") from None
+
+
 def _precision(
     given: str | None, *, default: Precision, among: Sequence[Precision] = PRECISIONS
 ) -> Precision:
     wanted = given or default
     if wanted not in among:
-        raise unknown("precision", wanted, among)
+        raise UserError(f"--precision: {unknown('precision', wanted, among)}")
     return cast(Precision, wanted)

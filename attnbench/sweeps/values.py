@@ -14,7 +14,7 @@ FACTORS = {"": 1, "k": 1024, "m": 1024 * 1024}
 LARGEST = 2**31 - 1
 
 # No leading zeros: "1,024" is a list of 1 and 024, and must not pass for 1 and 24.
-_SIZE = re.compile(r"((?:0|[1-9][0-9]{0,9})(?:\.[0-9]{1,20})?)([kKmM]?)")
+_SIZE = re.compile(r"((?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,20})?)([kKmM]?)")
 
 
 def shown(value: object, *, longest: int = 60) -> str:
