@@ -708,7 +708,8 @@ def test_an_output_folder_that_cannot_be_it(call: Call, finished: Finished, tmp_
     run_id = json.loads((run / "run.json").read_text())["run_id"]
     _is_one_sentence(call(*TINY, "-o", run), f"already holds the run {run_id}; add --resume")
     _is_one_sentence(
-        call(*TINY, "-o", run, "--resume", "--seed", "1"), "is of another sweep than this command's"
+        call(*TINY, "-o", run, "--resume", "--seed", "1"),
+        "is of another sweep than this command's (seed 0, here 1), so it cannot be resumed",
     )
     _is_one_sentence(call("sweep", "grid", "-o", run, "--resume"), "is of another sweep than this command's")
     _is_one_sentence(call(*TINY, "-o", run / "run.json"), "the output folder", "run.json is a file")

@@ -82,8 +82,9 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
         )
     for what in ("sweep", "device"):
         if there.get(what) != record.get(what):
+            apart = "; ".join(_apart(what, there.get(what), record.get(what)))
             raise UserError(
-                f"the run in {path} is of another {what} than this command's, so it cannot be resumed; "
+                f"the run in {path} is of another {what} than this command's ({apart}), so it cannot be resumed; "
                 "give the same axes and options, or choose another folder"
             )
     with contextlib.suppress(FileExistsError):
@@ -102,6 +103,23 @@ def read_run(path: Path) -> RunFolder:
             f"{path} is no folder of a run (it has no {_RECORD}): give the folder that sweep -o names"
         )
     return RunFolder(path=path, record=record)
+
+
+def _apart(name: str, there: Any, here: Any) -> list[str]:
+    """What differs between two parts of a record: `seed 0, here 3`."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [f"{name} {_shown(there)}, here {_shown(here)}"]
+    names = dict.fromkeys([*there, *here])
+    return [
+        said
+        for each in names
+        if there.get(each) != here.get(each)
+        for said in _apart(each, there.get(each), here.get(each))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
