@@ -117,9 +117,7 @@ class Protocol:
     min_samples: int = 30
     min_samples_floor: int = 5
     max_samples: int = 2000
-    min_device_s: float = (
-        0.5  # of sampling: samples, clearing the cache between them, and what the host waits for
-    )
+    min_device_s: float = 0.5  # of sampling: samples, clearing the cache between them, waiting
     ci_half_width: float = 0.005  # relative half width of the 95 % interval of the median
     warmup_s: float = 0.1
     cap_s: float = 5.0

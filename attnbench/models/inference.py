@@ -167,9 +167,8 @@ class _Bench:
     def decode(self) -> tuple[list[float], int]:
         """One token more of each sequence, behind a context whose values are random: they do not change the cost."""
         step = self._step(self._tokens(1)[:, 0])
-        self.kept.fill(
-            self.request.context
-        )  # making the step has taken a token in, and cleared what was kept
+        # Behind the step, as making it has taken a token in and cleared what was kept.
+        self.kept.fill(self.request.context)
         self.kept.position.set(self.request.context)
         estimate = self.clock.once(step)
         count = min(_DECODE_STEPS - 1, int((self.deadline - now_s()) * 1e3 / max(estimate, 1e-3)))

@@ -70,7 +70,7 @@ def _join(files: Sequence[Path], *, target: Path, kind: type[Row]) -> Joined:
     cases = [case for file in files for case in _cases(records.read(file, kind=kind))]
     kept: dict[tuple[str, str], list[Any]] = {}
     for case in sorted(cases, key=_failed):  # which leaves the order of the paths
-        kept.setdefault((case[0].case_id, case[0].device or "unknown device"), case)
+        kept.setdefault(_case_of(case[0]), case)
     rows = [row for _, case in sorted(kept.items()) for row in case]
     records.write(rows, target, kind=kind, environment=_environment(files, kind=kind))
     return Joined(
@@ -83,9 +83,13 @@ def _join(files: Sequence[Path], *, target: Path, kind: type[Row]) -> Joined:
 
 
 def _cases(rows: Iterable[Any]) -> list[list[Any]]:
-    """The rows of each case together: a training run has one for each step."""
-    ordered = sorted(rows, key=lambda row: row.case_id)
-    return [list(case) for _, case in itertools.groupby(ordered, key=lambda row: (row.case_id, row.device))]
+    """The rows of each case on each device together, in their order: a training run has one for each step."""
+    ordered = sorted(rows, key=_case_of)
+    return [list(case) for _, case in itertools.groupby(ordered, key=_case_of)]
+
+
+def _case_of(row: Any) -> tuple[str, str]:
+    return row.case_id, row.device or "unknown device"
 
 
 def _failed(case: Sequence[Any]) -> bool:

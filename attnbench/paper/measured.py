@@ -161,10 +161,11 @@ def _doubts(figure: Figure, rows: pd.DataFrame, found: Sequence[Curve]) -> tuple
 # ---------------------------------------------------------------- records of whole models
 
 # What else may differ between rows: each choice of it is a line of its own, and named in its edition. A batch may
-# follow the length, and tells rows apart only where they stand at the same place.
-_SETTINGS = ("checkpointing", "compiled", "precision", "gpus", "launch", "new_tokens")
+# follow the length, and tells rows apart only where they stand at the same place. Several GPUs are named with
+# the device.
+_SETTINGS = ("checkpointing", "compiled", "precision", "launch", "new_tokens")
 _FOLLOWING = ("batch",)
-_IDENTITY = ("size", "model", "attention", "cache", "phase", *_SETTINGS)
+_IDENTITY = ("size", "model", "attention", "cache", "phase", "gpus", *_SETTINGS)
 _COLUMNS = {"rate": "tokens_per_s", "memory": "peak_bytes", "time": "median_ms", "loss": "loss"}
 
 
@@ -249,7 +250,7 @@ def _edition(row: Record, varying: Sequence[str]) -> str:
     told = [
         flags[name][value] if name in flags else words.get(name, "{}").format(value)
         for name in varying
-        if name != "gpus" and (value := getattr(row, name, None)) is not None
+        if (value := getattr(row, name, None)) is not None
     ]
     gpus = getattr(row, "gpus", 1)
     device = row.device or "an unknown device"

@@ -121,8 +121,8 @@ def figure_markdown(done: Reproduced) -> str:
     )
 
 
-def summary_markdown(done: Sequence[Reproduced], *, command: str, taken: str = "") -> str:
-    """One page of all figures. taken: how long measuring took, where it is known."""
+def summary_markdown(done: Sequence[Reproduced], *, command: str, took: str = "") -> str:
+    """One page of all figures. took: how long measuring took, where it is known."""
     rows = tuple(
         (f"[{each.figure.name}]({each.figure.name}.md)", each.figure.title, each.figure.paper, each.sentence)
         for each in done
@@ -141,7 +141,7 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str, taken: str = "
             "",
             f"`{command}`. {overall(done)}",
             "",
-            *([taken, ""] if taken else []),
+            *([took, ""] if took else []),
             Table(title="", headings=("figure", "what", "from", "here"), rows=rows).markdown(),
             "",
             *(["## What does not hold here", "", *failing, ""] if failing else []),
@@ -157,12 +157,12 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str, taken: str = "
     )
 
 
-def summary_html(done: Sequence[Reproduced], *, command: str, taken: str = "") -> str:
+def summary_html(done: Sequence[Reproduced], *, command: str, took: str = "") -> str:
     """The same page for a browser, with the claims of each figure."""
     return plain_page(
         "The papers' figures, published and measured",
         asked=command,
-        answer=[overall(done), *filter(None, [taken])],
+        answer=[overall(done), *([took] if took else [])],
         sections=[_section(each) for each in done],
     )
 

@@ -25,10 +25,6 @@ class Sitting:
     began: str
     seconds: Mapping[str, float]
 
-    @property
-    def total_s(self) -> float:
-        return sum(self.seconds.values())
-
 
 @dataclass
 class Stopwatch:
@@ -51,11 +47,12 @@ class Stopwatch:
                 self._keep()
 
     def _keep(self) -> None:
-        """Raises UserError when it cannot be written."""
+        """Raises UserError when it cannot be written, as it cannot where no folder can be made."""
         every = [each for each in sittings(self.folder) if each.began != self.began]
         every.append(Sitting(began=self.began, seconds=self.seconds))
         content = {"sittings": [{"began": each.began, "seconds": dict(each.seconds)} for each in every]}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / FILE, content)
 
 

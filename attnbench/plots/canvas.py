@@ -113,6 +113,9 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def save_with_palette(picture: Image.Image, path: Path) -> None:
-    """Write a picture of few colours as PNG: with a palette of 256 it is a third of the bytes, and looks the same."""
+    """Write a picture of few colours as PNG: with a palette of 256 it is a quarter of the bytes, and looks the same.
+
+    Raises OSError when it cannot be written.
+    """
     few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, optimize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -96,6 +97,22 @@ def test_folders_are_joined_into_a_file_of_each_kind_and_a_training_stays_whole(
     assert (code, told) == (0, {"losses": (1, 1), "train-step": (1, 0)})
     losses = records.read(out / "losses.parquet", kind=Loss)
     assert [(row.step, row.loss) for row in losses] == [(0, 2.0), (1, 2.0), (2, 2.0)]
+
+
+def test_a_training_stays_whole_where_those_of_two_devices_lie_between_each_other(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [
+        dataclasses.replace(_loss("one", step, loss), device=device)
+        for step in range(3)
+        for device, loss in (("H200", 2.0), ("A100", 3.0))
+    ]
+    file, out = _file(tmp_path / "losses.parquet", *rows), tmp_path / "out"
+    assert run("merge", str(file), str(file), "-o", str(out))[0] == 0
+    found = records.read(out / "losses.parquet", kind=Loss)
+    assert [(row.device, row.step) for row in found] == [
+        (name, n) for name in ("A100", "H200") for n in range(3)
+    ]
 
 
 def test_what_was_recorded_on_two_gpus_can_be_joined(run: Run, tmp_path: Path) -> None:

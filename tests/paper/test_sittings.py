@@ -40,7 +40,6 @@ def test_each_sitting_is_kept_with_what_it_measured(
         Sitting(began=first.began, seconds={"paper-fig3": 200.0, "model losses": 61.0}),
         Sitting(began=second.began, seconds={"decode": 33.0}),
     ]
-    assert [each.total_s for each in found] == [261.0, 33.0]
     assert words(found[:1]) == (
         "Measuring took 4 min 21 s, on 2030-01-01: paper-fig3 3 min 20 s; model losses 1 min 1 s."
     )
