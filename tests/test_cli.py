@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -734,6 +735,27 @@ def test_resuming_a_finished_run_starts_no_worker(call: Call, finished: Finished
     assert not (tmp_path / "run" / "worker.log").exists()
     merged = attnbench.load_results(tmp_path / "run" / "results.parquet")
     assert list(merged["case_id"]) == CASE_IDS
+
+
+def test_a_run_that_was_copied_without_its_shards_loses_nothing(
+    call: Call, finished: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("shards", "worker.log"))
+    before = attnbench.load_results(tmp_path / "run")
+    done = call(*TINY, "-o", "run", "--resume", "--json", "--no-plot")
+    assert (done.code, done.err) == (0, "")
+    assert not (tmp_path / "run" / "worker.log").exists()  # nothing was measured again
+    after = attnbench.load_results(tmp_path / "run" / "results.parquet")
+    pd.testing.assert_frame_equal(after, before)
+    assert after.attrs["runs"] == before.attrs["runs"]
+
+
+def test_a_damaged_merged_file_is_not_written_over(call: Call, finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("shards"))
+    cut = (finished.folder / "results.parquet").read_bytes()[:-9]
+    (tmp_path / "run" / "results.parquet").write_bytes(cut)
+    _is_one_sentence(call(*TINY, "-o", "run", "--resume"), "results.parquet")
+    assert (tmp_path / "run" / "results.parquet").read_bytes() == cut
 
 
 def test_results_that_cannot_be_plotted(call: Call, finished: Finished, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Protocol as Interface
 
 from attnbench.case import Case, Protocol
 from attnbench.errors import UserError, unknown
-from attnbench.executors import ray_tasks, slurm
+from attnbench.executors import idle, ray_tasks, slurm
 from attnbench.executors.local import LocalExecutor
-from attnbench.executors.lock import Descriptors, device_lock
+from attnbench.executors.lock import Descriptors
 from attnbench.executors.run_folder import RunFolder
 from attnbench.executors.supervised import Row, SupervisedWorker
 from attnbench.executors.worker_process import HERE, Interpreter
@@ -126,7 +126,7 @@ def ready(asked: Engine, *, kind: str, protocol: Protocol) -> Iterator[Callable[
         )
     else:
         used = interpreters(kind, gpus=asked.gpus)
-        with device_lock(kind) as lock:
+        with idle.lock(kind) as lock:
             yield lambda folder: LocalExecutor(
                 folder=folder,
                 workers=_workers(

@@ -38,6 +38,15 @@ class RunFolder:
         """The case_ids that have a shard."""
         return {file.name.removesuffix(".parquet") for file in (self.path / "shards").glob("*.parquet")}
 
+    def lay_out(self) -> None:
+        """Of a folder that came here without its shards, the merged rows as shards: the run goes on behind them.
+
+        Raises UserError for a merged file that is damaged: it would be written over.
+        """
+        if self.merged.is_file() and not self.done():
+            for row in store.load_table(self.merged).to_pylist():
+                self.keep(row)
+
     def keep(self, row: Mapping[str, Any]) -> None:
         """Write one finished case; it is safe once this returns."""
         store.write(store.to_table([row], records={}), self.shard(row["case_id"]))
@@ -89,7 +98,9 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
             )
     with contextlib.suppress(FileExistsError):
         (path / "shards").mkdir()
-    return RunFolder(path=path, record=there)
+    folder = RunFolder(path=path, record=there)
+    folder.lay_out()
+    return folder
 
 
 def read_run(path: Path) -> RunFolder:

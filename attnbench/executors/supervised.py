@@ -11,6 +11,7 @@ from typing import Any
 from attnbench import store
 from attnbench.case import Case, Measurement, Protocol, Status
 from attnbench.errors import UserError
+from attnbench.executors import idle
 from attnbench.executors.lock import Descriptors
 from attnbench.executors.worker_process import (
     HERE,
@@ -69,7 +70,7 @@ class SupervisedWorker:
             raise
         else:
             if self._worker is not None:
-                self._worker.end()
+                idle.end(self._worker)
         finally:
             self._worker, self._running = None, False
 
@@ -152,8 +153,12 @@ class SupervisedWorker:
         """The worker at hand, or a new one; the first one also tells the environment."""
         if self._worker is None or not self._worker.alive:
             try:
-                self._worker = WorkerProcess(
-                    device=self.device, log=self.log, inherit=self.lock, interpreter=self.interpreter
+                self._worker = idle.worker(
+                    WorkerProcess,
+                    device=self.device,
+                    log=self.log,
+                    inherit=self.lock,
+                    interpreter=self.interpreter,
                 )
             except (WorkerDiedError, WorkerHungError) as error:
                 if self.environment is None:

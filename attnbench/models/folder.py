@@ -37,6 +37,7 @@ class Folder(Generic[R]):
         Raises UserError when it cannot be made, or holds records of another device.
         """
         self.make()
+        self.lay_out()
         for file in sorted(self._shards.glob("*.parquet"))[:1]:
             there = records.read_environment(file, kind=self.kind).get("device")
             if there is not None and there != device:
@@ -53,6 +54,21 @@ class Folder(Generic[R]):
             raise UserError(
                 f"cannot write the output folder {self.path}: {error.strerror or error}"
             ) from error
+
+    def lay_out(self) -> None:
+        """Of a folder that came here without its shards, the merged rows as shards: a run goes on behind them.
+
+        Raises UserError for a merged file that is damaged: it would be written over.
+        """
+        if not self.merged.is_file() or self.done():
+            return
+        self.make()
+        environment = records.read_environment(self.merged, kind=self.kind)
+        cases: dict[str, list[R]] = {}
+        for row in records.read(self.merged, kind=self.kind):
+            cases.setdefault(row.case_id, []).append(row)
+        for case_id, rows in cases.items():
+            self.keep(case_id, rows, environment=environment)
 
     def begin(self, case_id: str) -> None:
         """Leave a mark that a case has begun; if the process does not live to keep it, `unfinished` tells."""

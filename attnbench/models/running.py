@@ -12,7 +12,8 @@ from typing import Any, Generic, Protocol
 
 from attnbench.case import Status
 from attnbench.errors import UserError
-from attnbench.executors.lock import Descriptors, device_lock
+from attnbench.executors import idle
+from attnbench.executors.lock import Descriptors
 from attnbench.executors.spared import NOT_ATTEMPTED, Forecast
 from attnbench.executors.worker_process import Interpreter, WorkerDiedError, WorkerHungError, WorkerProcess
 from attnbench.measure.clock import now_s
@@ -89,9 +90,11 @@ class Run(Generic[R]):
     def measure(self, requests: Sequence[Any]) -> Outcome[R]:
         """Measure those that the folder lacks; it is merged in the end, however that comes.
 
-        Raises UserError when another process times on the device, or the folder holds other devices' records.
+        Raises UserError when another process times on the device, or the folder holds other devices' records or a
+        damaged file.
         """
         begun = now_s()
+        self.folder.lay_out()
         done = self.folder.done()
         todo = [request for request in requests if request.case_id not in done]
         for request in requests:
@@ -201,7 +204,7 @@ class Run(Generic[R]):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """The device to ourselves, and no worker left behind."""
-        with device_lock(self.device) as self._lock:
+        with idle.lock(self.device) as self._lock:
             try:
                 self._ready()
                 self.folder.open(device=self._environment["device"])
@@ -212,7 +215,7 @@ class Run(Generic[R]):
                 raise
             else:
                 if self._worker is not None and self._worker.alive:
-                    self._worker.end()
+                    idle.end(self._worker)
             finally:
                 self._worker = None
 
@@ -232,7 +235,8 @@ class Run(Generic[R]):
         return self._worker
 
     def _process(self, lock: Descriptors) -> Worker:
-        return WorkerProcess(
+        return idle.worker(
+            WorkerProcess,
             device=self.device,
             log=self.folder.log,
             inherit=lock,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.case import Launch
 from attnbench.errors import UserError, unknown
+from attnbench.executors import idle
 from attnbench.paper import page, sittings
 from attnbench.paper.deviations import deviations
 from attnbench.paper.drawing import draw
@@ -100,7 +101,8 @@ def reproduce(
     )
     # Whole models take longest: what a budget ends with is theirs.
     order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
-    taken = {figure.name: _taken(wanted, figure, measuring if can_measure else None) for figure in order}
+    with idle.between_runs():
+        taken = {figure.name: _taken(wanted, figure, measuring if can_measure else None) for figure in order}
     if can_measure and not wanted.runs:
         tell(f"measured for {duration(measuring.budget.used_s())}; drawing")
     done = []

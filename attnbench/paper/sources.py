@@ -124,7 +124,7 @@ class Measuring:
     claims_alone: bool = False
     launch: str | None = None  # of calls in sweeps; None: as each preset says
     sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
-    model: Runner | None = None  # runs `attnbench model`; default: as a process
+    model: Runner | None = None  # runs `attnbench model`; default: in this process
 
     def take(self, figure: Figure) -> Taken:
         """Measure what a figure lacks, as far as the budget goes, and take what is there then.
@@ -134,7 +134,7 @@ class Measuring:
         left = []
         for preset in figure.sweeps:
             with self.stopwatch(preset):
-                cases = self._measure(preset)
+                cases = self._measure(preset, beside=[each for each in figure.sweeps if each != preset])
             if cases:
                 left.append(Left(run=preset, cases=cases))
         failures = []
@@ -154,8 +154,8 @@ class Measuring:
             return ()
         return figure.record_by if self.claims_alone else (*figure.record_by, *figure.record_more)
 
-    def _measure(self, preset: str) -> int:
-        """Cases of a preset that are left."""
+    def _measure(self, preset: str, *, beside: Sequence[str]) -> int:
+        """Cases of a preset that are left; what the runs beside it hold is not measured for the figure again."""
         from attnbench.sweeping import run_sweep
         from attnbench.sweeps.layers import Overrides
         from attnbench.sweeps.loader import load
@@ -163,8 +163,9 @@ class Measuring:
         protocol = {} if self.launch is None else {"launch": self.launch}
         grid = load(preset, device=self.device, overrides=Overrides(protocol=protocol))
         path = self.folder / preset
-        cases = grid.cases()
-        there = {file.stem for file in (path / "shards").glob("*.parquet")} if path.exists() else set()
+        elsewhere = {case_id for each in beside for case_id in self._there(each)}
+        cases = [case for case in grid.cases() if case.case_id not in elsewhere]
+        there = self._there(preset)
         missing = [case for case in cases if case.case_id not in there]
         if not missing:
             return 0
@@ -184,6 +185,14 @@ class Measuring:
             print(f"{preset}: {note}", file=sys.stderr)
         left: int = outcome.left
         return left
+
+    def _there(self, preset: str) -> set[str]:
+        """The cases that a run has a row of."""
+        path = self.folder / preset
+        if any(path.glob("shards/*.parquet")):
+            return {file.stem for file in path.glob("shards/*.parquet")}
+        merged = path / "results.parquet"  # of one that came here without its shards
+        return set(load_results(merged)["case_id"]) if merged.is_file() else set()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Measure what a figure needs of whole models: by `attnbench model`, as a process, in what is left of a budget."""
+"""Measure what a figure needs of whole models: by `attnbench model`, in what is left of a budget."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def record(command: str, *, folder: Path, remaining_s: float | None, run: Runner
     """Run `attnbench <command>` into a folder. What is there already is not measured again.
 
     command: as a figure's data has it, `model train-step --size 1B`. remaining_s: of the budget; None: as long as it
-    takes. run: calls it; default: a process of this interpreter, whose progress is seen.
+    takes. run: calls it; default: in this process, its progress on stderr.
     """
     if remaining_s is not None and remaining_s < LEAST_S:
         return Recorded(left=None)
@@ -43,7 +45,30 @@ def record(command: str, *, folder: Path, remaining_s: float | None, run: Runner
 
 
 def _run(words: Sequence[str]) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "attnbench", *words], stdout=subprocess.PIPE, text=True, check=False
-    )
-    return done.returncode, done.stdout
+    """In this process, which has torch loaded and a worker that may wait.
+
+    Raises KeyboardInterrupt when that is how the command ended.
+    """
+    from attnbench import cli
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), _called(words):
+        try:
+            code = cli.run(words)
+        except Exception:  # a fault of one command costs its figure, and not those of the others
+            traceback.print_exc()
+            return 1, ""
+    if code == cli.Exit.INTERRUPTED:
+        raise KeyboardInterrupt
+    return code, output.getvalue()
+
+
+@contextlib.contextmanager
+def _called(words: Sequence[str]) -> Iterator[None]:
+    """The records say by which command they were made: not by the one that calls it."""
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,28 @@ def test_a_run_goes_on_where_it_stopped_and_repeats_nothing(tmp_path: Path, work
     assert len(_run(tmp_path).rows) == 3
     assert worker.started == count  # nothing to do: nothing starts
     assert records.read_environment(tmp_path, kind=TrainStep)["device"] == "a card"
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_a_folder_without_its_shards_is_gone_on_with_by_its_merged_file(
+    tmp_path: Path, worker: type[FakeWorker], damaged: bool
+) -> None:
+    _run(tmp_path, REQUESTS[:2])
+    shutil.rmtree(tmp_path / "shards")
+    file = tmp_path / "train-step.parquet"
+    before = records.read(file, kind=TrainStep)
+    if damaged:
+        file.write_bytes(content := file.read_bytes()[:-9])
+        with pytest.raises(UserError, match=r"train-step\.parquet"):
+            _run(tmp_path)
+        assert file.read_bytes() == content
+        return
+    started = worker.started
+    assert _run(tmp_path, REQUESTS[:2]).rows == before
+    assert worker.started == started
+    assert _run(tmp_path).rows[:2] == before
+    assert worker.started == started + 1
+    assert worker.limits[1:] == []  # the third alone was asked for
 
 
 def test_a_worker_that_dies_costs_its_case(tmp_path: Path, worker: type[FakeWorker]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -284,6 +285,52 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
     assert left == [[of_both, "16 cases of paper-tnl-fig4", of_both], [], [], []]
     assert sweeping.resumed == [False, True, False]
     assert sweeping.now == 64 * 60.0
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        # 70 cases of the tables and 48 of Figure 3 have 24 in common.
+        (("fig3", "readme-speed"), {"paper-fig3": 48, "paper-readme": 46}),
+        (("readme-speed",), {"paper-readme": 70, "paper-fig3": 24}),
+    ],
+    ids=["all-figures", "one-figure"],
+)
+def test_a_case_of_two_runs_is_measured_once_for_a_figure(
+    names: tuple[str, ...], asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
+    sweeping = _Sweeping(monkeypatch, case_s=1.0)
+    measuring = Measuring(
+        folder=tmp_path, device="cuda", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
+        console=Console(quiet=True), words=(), sweep=sweeping,
+    )  # fmt: skip
+    for name in names:
+        assert measuring.take(find(name)).left == ()
+    shards = {
+        folder.name: [file.stem for file in folder.glob("shards/*")]
+        for folder in tmp_path.iterdir()
+        if folder.is_dir()
+    }
+    assert {name: len(cases) for name, cases in shards.items()} == asked
+    every = [case for cases in shards.values() for case in cases]
+    assert len(every) == len(set(every))
+    measuring.take(find("fig3"))  # by itself it has all of its own
+    assert len(list((tmp_path / "paper-fig3" / "shards").iterdir())) == 48
+
+
+def test_a_run_that_came_without_its_shards_is_not_measured_again(tmp_path: Path) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("everything is there")
+
+    (tmp_path / "paper-fig3").mkdir()
+    shutil.copy(RESULTS / "paper-fig3.parquet", tmp_path / "paper-fig3" / "results.parquet")
+    taken = Measuring(
+        folder=tmp_path, device="cuda", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
+        console=Console(quiet=True), words=(), sweep=refused,
+    ).take(find("fig3"))  # fmt: skip
+    assert taken.left == ()
+    assert sum(map(len, taken.measured.lines)) > 48
 
 
 def test_calls_of_sweeps_are_launched_as_asked_and_what_happened_is_told(

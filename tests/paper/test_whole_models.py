@@ -1,0 +1,56 @@
+"""Recording whole models: `attnbench model` in this process, and what becomes of its end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.models.records import TrainStep, read_environment
+from attnbench.models.running import Run
+from attnbench.paper.whole_models import Recorded, record
+
+COMMAND = "model train-step --size tiny -a lightning2 --seq-len 32 --tokens 64 --steps 1 --device cpu"
+
+
+def test_a_command_is_run_here_and_its_records_name_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["attnbench", "paper", "all"])
+    assert record(COMMAND, folder=tmp_path, remaining_s=None) == Recorded(left=0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[1/1] train.tiny.lightning2.N32" in err  # its progress is seen
+    assert sys.argv == ["attnbench", "paper", "all"]
+    assert read_environment(tmp_path, kind=TrainStep)["command"] == [
+        *shlex.split(COMMAND), "--out", str(tmp_path), "--json",
+    ]  # fmt: skip
+
+
+def test_what_is_there_is_not_measured_again_and_what_is_no_command_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = record("model train-step --size 9B --device cpu", folder=tmp_path, remaining_s=None)
+    assert made.failure == "attnbench model train-step --size 9B --device cpu ended with exit code 2"
+    assert "error: " in capsys.readouterr().err
+    assert record(COMMAND, folder=tmp_path, remaining_s=10.0) == Recorded(left=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_costs_its_command_and_ctrl_c_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_: Any, requests: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Run, "measure", measure)
+    error: BaseException = ZeroDivisionError("a fault")
+    made = record(COMMAND, folder=tmp_path, remaining_s=None)
+    assert made == Recorded(left=0, failure=f"attnbench {COMMAND} ended with exit code 1")
+    assert "ZeroDivisionError: a fault" in capsys.readouterr().err
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        record(COMMAND, folder=tmp_path, remaining_s=None)
