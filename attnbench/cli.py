@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -88,21 +88,13 @@ def main() -> None:
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # a terminated sweep ends as cleanly as on Ctrl-C
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(words: Sequence[str]) -> int:
-    """Run a command in this process: its exit code, as `main` ends with it."""
     try:
-        app(list(words))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else Exit.FINE
+        app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return Exit.USAGE
+        sys.exit(Exit.USAGE)
     except KeyboardInterrupt:
-        return Exit.INTERRUPTED
-    return Exit.FINE
+        sys.exit(Exit.INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:

@@ -131,12 +131,14 @@ class Measuring:
 
         Raises what running a sweep raises.
         """
-        left = []
+        left, complete = [], []
         for preset in figure.sweeps:
             with self.stopwatch(preset):
                 cases = self._measure(preset, beside=[each for each in figure.sweeps if each != preset])
             if cases:
                 left.append(Left(run=preset, cases=cases))
+            else:
+                complete.append(preset)
         failures = []
         for command in self._commands(figure):
             folder, remaining_s = self.folder / MODELS, self.budget.remaining_s()
@@ -146,7 +148,10 @@ class Measuring:
                 left.append(Left(run=command, cases=made.left))
             failures += [made.failure] if made.failure else []
         there = available(figure, self.folder)
-        return dataclasses.replace(there, left=tuple(left), failures=tuple(failures))
+        absent = tuple(
+            name for name in there.absent if name not in complete
+        )  # the runs beside it held all of it
+        return dataclasses.replace(there, absent=absent, left=tuple(left), failures=tuple(failures))
 
     def _commands(self, figure: Figure) -> tuple[str, ...]:
         """What records whole models; nothing without a GPU, whose sizes they are."""

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench.errors import UserError
+from attnbench.options import Exit
+
 LEAST_S = 20.0  # of budget, below which none is begun: a model takes so long to be made
 
 Runner = Callable[[Sequence[str]], tuple[int, str]]  # a command line -> its exit code and stdout
@@ -45,22 +48,33 @@ def record(command: str, *, folder: Path, remaining_s: float | None, run: Runner
 
 
 def _run(words: Sequence[str]) -> tuple[int, str]:
-    """In this process, which has torch loaded and a worker that may wait.
+    """In this process, which has torch loaded and a worker that may wait. Its faults cost one figure, and no other one.
 
     Raises KeyboardInterrupt when that is how the command ended.
     """
-    from attnbench import cli
+    from attnbench.models.command import app
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), _called(words):
-        try:
-            code = cli.run(words)
-        except Exception:  # a fault of one command costs its figure, and not those of the others
-            traceback.print_exc()
-            return 1, ""
-    if code == cli.Exit.INTERRUPTED:
+        code = _ended(app, words[1:])
+    if code == Exit.INTERRUPTED:
         raise KeyboardInterrupt
     return code, output.getvalue()
+
+
+def _ended(app: Callable[[Sequence[str]], object], words: Sequence[str]) -> int:
+    """The exit code of a command; what went wrong is told on stderr."""
+    try:
+        app(words)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else Exit.FINE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USAGE
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return Exit.FINE
 
 
 @contextlib.contextmanager

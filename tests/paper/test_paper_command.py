@@ -17,7 +17,7 @@ from rich.console import Console
 from attnbench import store, sweeping
 from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
-from attnbench.executors.run_folder import RunFolder
+from attnbench.executors.run_folder import RunFolder, open_run
 from attnbench.models import records
 from attnbench.models.records import TrainStep
 from attnbench.models.running import Outcome, Run
@@ -331,6 +331,34 @@ def test_a_run_that_came_without_its_shards_is_not_measured_again(tmp_path: Path
     ).take(find("fig3"))  # fmt: skip
     assert taken.left == ()
     assert sum(map(len, taken.measured.lines)) > 48
+
+
+def test_a_run_whose_cases_another_one_holds_is_not_missed(tmp_path: Path) -> None:
+    """On the CPU the tables of the repository ask for nothing that Figure 3 does not ask for."""
+    measuring = Measuring(
+        folder=tmp_path, device="cpu", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
+        console=Console(quiet=True), words=(), sweep=_touched,
+    )  # fmt: skip
+    taken = {name: measuring.take(find(name)) for name in ("fig3", "readme-speed")}
+    assert {folder.name for folder in tmp_path.iterdir() if folder.is_dir()} == {"paper-fig3"}
+    assert taken["readme-speed"].absent == taken["fig3"].absent == ()
+    assert available(find("readme-speed"), tmp_path).absent == ("paper-readme",)
+
+
+def _touched(grid: Any, cases: Any, *, path: Path, **_: Any) -> SimpleNamespace:
+    """In the place of `run_sweep`: rows of nothing."""
+    folder = open_run(path, record={"run_id": "r"}, resume=False)
+    for case in cases:
+        done = Measurement(
+            case=case,
+            status=Status.ERROR,
+            reason="played",
+            semantics="softmax",
+            device="a",
+            started_at="2030",
+        )
+        folder.keep(store.row(done, run_id="r"))
+    return SimpleNamespace(left=0, notes=())
 
 
 def test_calls_of_sweeps_are_launched_as_asked_and_what_happened_is_told(
