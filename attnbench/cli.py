@@ -28,6 +28,7 @@ from attnbench.parallel.command import app as parallel
 from attnbench.profiling.commands import profile
 from attnbench.report.commands import report
 from attnbench.tuning.commands import tune
+from attnbench.usage import UsageError, sentence
 from attnbench.version import __version__
 
 # What each is called, with an example of it, in the order of the help.
@@ -89,9 +90,16 @@ def main() -> None:
         signal.SIGTERM, signal.default_int_handler
     )  # a terminated sweep ends as cleanly as on Ctrl-C
     try:
-        app()
+        sys.exit(app(standalone_mode=False, prog_name="attnbench"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(Exit.USAGE)
+    except UsageError as error:
+        said = sentence(error, sys.argv[1:])
+        if said is None:
+            error.show()
+        else:
+            print(f"error: {said}", file=sys.stderr)
         sys.exit(Exit.USAGE)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)

@@ -1,0 +1,53 @@
+"""What typer refuses is one sentence: what was expected, what came, the nearest name, where the help is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("sweep quick --cap-s x", "--cap-s: expected a number, got 'x' (see: attnbench sweep -h)"),
+        ("sweep quick --gpus=1.5", "--gpus: expected an integer, got '1.5' (see: attnbench sweep -h)"),
+        (
+            "model train-step --steps 3 --steps 0",
+            "--steps: expected a number greater than or equal to 1, got '0' (see: attnbench model train-step -h)",
+        ),
+        ("list --devce cpu", "unknown option '--devce'; did you mean '--device'? (see: attnbench list -h)"),
+        ("swep quick", "no such command 'swep'. Did you mean 'sweep'? (see: attnbench -h)"),
+        ("model losess", "no such command 'losess'. Did you mean 'losses'? (see: attnbench model -h)"),
+        ("sweep", "missing argument 'preset' (see: attnbench sweep -h)"),
+        ("paper fig3 fig4", "got unexpected extra argument(s) (fig4) (see: attnbench paper -h)"),
+        ("check ci --time-budget", "option '--time-budget' requires an argument"),
+    ],
+    ids=lambda value: value if len(value) < 40 else "",
+)
+def test_it_is_one_sentence(run: Call, line: str, sentence: str) -> None:
+    assert run(*line.split()) == (2, "", f"error: {sentence}\n")
+
+
+def test_an_option_that_is_near_to_none_has_all_of_them(run: Call) -> None:
+    code, out, err = run("env", "--wibble")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: unknown option '--wibble'; choose from: ")
+    assert "--json" in err
+
+
+@pytest.mark.parametrize("words", [(), ("model",)], ids=["attnbench", "model"])
+def test_no_arguments_are_answered_by_the_help(run: Call, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert code == 2
+    assert "Usage: attnbench" in out + err
+    assert "error" not in err
+
+
+@pytest.mark.parametrize("words", [("--version",), ("sweep", "--help"), ("paper", "list")], ids=" ".join)
+def test_what_is_fine_ends_with_0(run: Call, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert out
