@@ -90,7 +90,7 @@ def main() -> None:
         signal.SIGTERM, signal.default_int_handler
     )  # a terminated sweep ends as cleanly as on Ctrl-C
     try:
-        sys.exit(app(standalone_mode=False, prog_name="attnbench"))
+        sys.exit(app(standalone_mode=False, prog_name="attnbench") or Exit.FINE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Exit.USAGE)

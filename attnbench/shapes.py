@@ -6,6 +6,7 @@ functions on the frame that `store.load_results` returns.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import pandas as pd
 
 from attnbench.case import Status
 from attnbench.curves import length_label, line_names
+from attnbench.words import workload_title
 
 _SIZES = ("batch", "heads", "seq_len", "head_dim", "value_dim", "kv_heads")
 _SHAPE = [*_SIZES, "dtype", "causal", "device"]
@@ -94,6 +96,29 @@ def shares(frame: pd.DataFrame) -> tuple[Shares, ...]:
         known = {label: row for label, row in zip(labels, rows, strict=True) if row}
         found.append(Shares(workload=str(workload), known=known))
     return tuple(found)
+
+
+def share_sentences(found: Iterable[Shares]) -> list[str]:
+    """How near each mechanism comes to its bound in each workload, the nearest first."""
+    said = []
+    for each in found:
+        by_mechanism: dict[str, dict[str, float]] = {}
+        for shape, reached in each.known.items():
+            for mechanism, share in reached.items():
+                by_mechanism.setdefault(mechanism, {})[shape] = share
+        ranked = sorted(by_mechanism.items(), key=lambda item: -statistics.median(item[1].values()))
+        said += [f"{workload_title(each.workload)}: {_share_words(*item)}" for item in ranked]
+    return said
+
+
+def _share_words(mechanism: str, reached: dict[str, float]) -> str:
+    least, most = min(reached, key=reached.__getitem__), max(reached, key=reached.__getitem__)
+    if len(reached) == 1:
+        return f"{mechanism} reaches {reached[most]:.0%} of its bound at {most}."
+    return (
+        f"{mechanism} reaches {statistics.median(reached.values()):.0%} of its bound in the median of {len(reached)} "
+        f"shapes, {reached[least]:.0%} at {least} to {reached[most]:.0%} at {most}."
+    )
 
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:

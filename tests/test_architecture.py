@@ -31,6 +31,7 @@ LAYERS = (
         "words",
         "markdown",
         "options",
+        "usage",
         "places",
     },
     {"measure", "store", "sweeps", "curves", "crossings", "shapes", "stats"},

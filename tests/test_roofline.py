@@ -88,6 +88,28 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert all(file.parent == tmp_path / "figures" and file.stat().st_size > 1000 for file in files)
 
 
+def test_how_near_each_comes_is_told_and_counted(tmp_path: Path) -> None:
+    run = Path(__file__).parents[1] / "results" / "h200" / "kernels.parquet"
+    words = ["roofline", str(run), "-o", str(tmp_path)]
+    lines = CliRunner().invoke(app, words).stdout.splitlines()
+    shares = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["shares"]
+    mine = {
+        s["shape"]: s["share"] for s in shares if (s["workload"], s["mechanism"]) == ("fwd", "lightning2")
+    }
+    frame = load_results(run)
+    rows = frame[
+        (frame["mechanism"] == "lightning2") & (frame["workload"] == "fwd") & (frame["status"] == "ok")
+    ]
+    assert sorted(mine.values()) == pytest.approx(sorted(rows["roofline"]))
+    least, most = min(mine, key=mine.__getitem__), max(mine, key=mine.__getitem__)
+    assert lines[0] == (
+        f"Forward: lightning2 reaches {np.median(list(mine.values())):.0%} of its bound in the median of {len(mine)} "
+        f"shapes, {mine[least]:.0%} at {least} to {mine[most]:.0%} at {most}."
+    )
+    assert [line.split(":")[0] for line in lines[:-2]] == ["Forward"] * 9 + ["Backward"] * 9
+    assert lines[-1] == f"Figures: {tmp_path} (4 files)"
+
+
 def _no_ceilings() -> dict[str, Any]:
     return {**RECORD, "ceilings": None}
 

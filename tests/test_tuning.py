@@ -789,7 +789,7 @@ def test_a_gain_that_is_too_little_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("played_gpu")
 def test_a_dry_run_names_the_programs() -> None:
-    lines = command.candidate_lines(a_request(head_dims=["128"]))
+    lines = list(map(report.entry_in_words, command.candidates(a_request(head_dims=["128"]))))
     tables = [line for line in lines if line.endswith(" (the table)")]
     assert tables == [
         "lightning2, 2 bytes, D up to 128, 2 programs: chunk 32, value tile 64, 4 warps, 5 stages (the table)",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from attnbench.options import DeviceOption, Json, Mechanisms, make_console
 
@@ -35,5 +37,14 @@ def env(json_: Json = False, device: DeviceOption = "auto") -> None:
     if json_:
         print(json.dumps(record, indent=1))
         return
+    print("\n".join(_lines(record)))
+
+
+def _lines(record: Mapping[str, Any], *, above: str = "") -> Iterator[str]:
+    """One value a line, those of a part under the part's name; what is not known is a dash."""
     for name, value in record.items():
-        print(f"{name:14} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        full = f"{above}{name}"
+        if isinstance(value, Mapping):
+            yield from _lines(value, above=f"{full}.")
+        else:
+            yield f"{full:26} {'-' if value is None else value}"

@@ -43,17 +43,28 @@ def roofline(
 ) -> None:
     """Draw FLOP rate against intensity under the ceilings measured in the same run, as PNG and SVG.
 
-    A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows.
+    A point for each mechanism and shape, by formula: how near it comes to what its algorithm allows, told in words too.
     """
     from attnbench.plots import plot_roofline
+    from attnbench.shapes import share_sentences, shares
     from attnbench.store import load_results
 
+    frame = load_results(runs)
     folder = out or _figures_beside(runs[0])
-    files = plot_roofline(load_results(runs), folder)
+    files = plot_roofline(frame, folder)
+    found = shares(frame)
     if json_:
-        print(json.dumps({"figures": [str(file) for file in files]}, indent=1))
+        known = [
+            {"workload": each.workload, "shape": shape, "mechanism": mechanism, "share": share}
+            for each in found
+            for shape, reached in each.known.items()
+            for mechanism, share in reached.items()
+        ]
+        print(json.dumps({"figures": [str(file) for file in files], "shares": known}, indent=1))
         return
-    print(f"Figures: {folder} ({len(files)} files)")
+    for said in share_sentences(found):
+        print(said)
+    print(f"\nFigures: {folder} ({len(files)} files)")
 
 
 def draw(frame: Any, folder: Path) -> list[Path]:

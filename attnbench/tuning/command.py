@@ -25,7 +25,7 @@ from attnbench.tuning.candidates import Point, Shape, checked_head_dims, points_
 from attnbench.tuning.choosing import Entry
 from attnbench.tuning.race import Clockwork, Pools, entries_of, processes, race
 
-__all__ = ["VARIABLE", "Outcome", "Request", "candidate_lines", "request", "tune"]
+__all__ = ["VARIABLE", "Outcome", "Request", "candidates", "request", "tune"]
 
 _LEAST_BUDGET_S = 5.0
 # Free device memory for each process that checks: its context, its kernels, and its tensors.
@@ -80,15 +80,11 @@ def request(
     )
 
 
-def candidate_lines(wanted: Request) -> list[str]:
-    """Every configuration that would be tried here, one a line, the table's own first in each row."""
+def candidates(wanted: Request) -> list[Entry]:
+    """Every configuration that would be tried here, the table's own first in each row."""
     limit = limits(torch.device("cuda" if _has_gpu() else "cpu"))
     _, _, entries = _entries(wanted, limit)
-    return [
-        f"{report.row_in_words(e.row)}: {report.config_in_words(e.config)}{' (the table)' if e.current else ''}"
-        for row in entries.values()
-        for e in row
-    ]
+    return [entry for row in entries.values() for entry in row]
 
 
 def tune(

@@ -49,7 +49,7 @@ def tune(
 
     ATTNBENCH_CONFIGS=table.toml makes every other command use the table. Exit code 3 if nothing was admitted.
     """
-    from attnbench.tuning import command
+    from attnbench.tuning import command, report
 
     request = command.request(
         kernels=kernel,
@@ -60,9 +60,13 @@ def tune(
         processes=processes,
     )
     if dry_run:
-        lines = command.candidate_lines(request)
-        print(json.dumps(lines, indent=1) if json_ else "\n".join(lines))
-        print(f"{len(lines)} candidates; nothing was measured", file=sys.stderr)
+        entries = command.candidates(request)
+        print(
+            json.dumps([report.entry_as_json(each) for each in entries], indent=1)
+            if json_
+            else "\n".join(map(report.entry_in_words, entries))
+        )
+        print(f"{len(entries)} candidates; nothing was measured", file=sys.stderr)
         return
     outcome = command.tune(
         request,

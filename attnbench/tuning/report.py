@@ -25,6 +25,21 @@ def row_in_words(row: Row) -> str:
     return f"{row.kernel}, {row.element_size} bytes, D up to {row.key_dim}{kind_in_words(row)}"
 
 
+def entry_in_words(entry: Entry) -> str:
+    """`lightning2, 2 bytes, D up to 64: chunk 32, value tile 64, 4 warps, 4 stages (the table)`."""
+    current = " (the table)" if entry.current else ""
+    return f"{row_in_words(entry.row)}: {config_in_words(entry.config)}{current}"
+
+
+def entry_as_json(entry: Entry) -> dict[str, Any]:
+    """A candidate for scripts: its row, its configuration, and whether it is the table's own."""
+    return {
+        "row": dataclasses.asdict(entry.row),
+        "config": dataclasses.asdict(entry.config),
+        "current": entry.current,
+    }
+
+
 def kind_in_words(row: Row) -> str:
     """What tells the rows for the same inputs apart: `, warps that specialise, 2 programs`."""
     specialised = ", warps that specialise" if row.specialised else ""

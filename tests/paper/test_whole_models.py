@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from attnbench.models.records import TrainStep, read_environment
+from attnbench.executors.idle import between_runs
+from attnbench.executors.worker_process import WorkerProcess
+from attnbench.models import running
+from attnbench.models.records import Inference, TrainStep, read, read_environment
 from attnbench.models.running import Run
 from attnbench.paper.whole_models import Recorded, record
 
@@ -54,3 +57,28 @@ def test_a_fault_costs_its_command_and_ctrl_c_all_of_them(
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         record(COMMAND, folder=tmp_path, remaining_s=None)
+
+
+def test_commands_of_one_kind_share_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training has an allocator of its own; between inference and losses nothing differs."""
+    started: list[WorkerProcess] = []
+
+    def start(**given: Any) -> WorkerProcess:
+        started.append(WorkerProcess(**given))
+        return started[-1]
+
+    monkeypatch.setattr(running, "WorkerProcess", start)
+    alive = []
+    with between_runs():
+        for command in (
+            COMMAND,
+            COMMAND.replace("--seq-len 32", "--seq-len 16"),
+            "model losses --size tiny -a lightning2 --task markov --steps 2 --seq-len 16 --batch 1 --device cpu",
+            "model inference --size tiny -a lightning2 --phase decode --seq-len 8 --device cpu",
+        ):
+            assert record(command, folder=tmp_path, remaining_s=None) == Recorded(left=0)
+            alive.append([worker.alive for worker in started])
+    assert alive == [[True], [True], [False, True], [False, True]]
+    assert not started[-1].alive
+    assert {row.status for row in read(tmp_path, kind=TrainStep)} == {"ok"}
+    assert [row.status for row in read(tmp_path, kind=Inference)] == ["ok"]
