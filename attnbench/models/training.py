@@ -46,7 +46,8 @@ _LEARNING_RATE = 3e-4
 class TrainRequest:
     """What to measure. `tokens`: of a step over all GPUs, to the nearest number of whole sequences, at least one a GPU.
 
-    `warmup` steps come before `steps` timed ones; both are cut where `limit_s` seconds do not have room for them.
+    `warmup` steps, at least the first one, come before `steps` timed ones; both are cut where `limit_s` seconds do not
+    have room for them.
     `compiled`: blocks are, by torch.compile, in the first step. What that takes does not count against `limit_s`, up
     to `compile_limit_s` seconds.
     """
@@ -216,6 +217,7 @@ class _Steps:
         """
         first_ms = estimate = self._first()
         done = 1
+        samples: list[float] = []
         if self._request.compiled:  # what that took says nothing of the next
             if self._too_late(0.0):
                 raise CaseTimeoutError(
@@ -223,11 +225,12 @@ class _Steps:
                     f"{self._request.compile_limit_s:g} s for that and {self._request.limit_s:g} s for the others"
                 )
             estimate, done = self._sample(), 2
+            if self._request.warmup < done:
+                samples.append(estimate)
         for _ in range(self._request.warmup - done):
             if self._too_late(estimate, calls=3):  # better one sample of a slow step than none
                 break
             estimate = self._sample()
-        samples: list[float] = []
         while len(samples) < self._request.steps and not self._too_late(estimate, calls=2 if samples else 1):
             samples.append(self._sample())
             estimate = samples[-1]

@@ -90,6 +90,30 @@ def test_blocks_of_a_kind_are_one_graph_and_compute_what_is_written(
     assert counter.frame_count == graphs
 
 
+@pytest.mark.parametrize(
+    ("warmup", "compiled", "untimed"),
+    [(1, True, 1), (2, True, 2), (3, True, 3), (1, False, 1), (2, False, 2)],
+)
+def test_so_many_steps_come_before_the_timed_ones(
+    warmup: int, compiled: bool, untimed: int, untuned: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled second step tells how long one takes, and is a sample where it is no warm-up."""
+    untuned("eager")
+    steps: list[float] = []
+    sample = training._Steps._sample
+
+    def kept(measured: training._Steps) -> float:
+        steps.append(sample(measured))
+        return steps[-1]
+
+    monkeypatch.setattr(training._Steps, "_sample", kept)
+    monkeypatch.setattr(training._Steps, "attention_share", lambda *_: None)
+    row = measure_train_step(dataclasses.replace(STEP, warmup=warmup, compiled=compiled, steps=3), device=CPU)
+    assert row.status == "ok", row.reason
+    assert row.samples_ms == tuple(steps[untimed - 1 :])  # the first step is none of these
+    assert len(row.samples_ms) == 3
+
+
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize(
     ("name", "module", "launcher", "once", "compiled"),
