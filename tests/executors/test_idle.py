@@ -10,11 +10,13 @@ import pytest
 
 from attnbench.errors import UserError
 from attnbench.executors import idle, supervised
+from attnbench.executors import lock as locks
 from attnbench.executors.idle import between_runs
 from attnbench.executors.lock import device_lock
 from attnbench.executors.worker_process import WorkerProcess
 from attnbench.store import load_results
-from tests.executors.sweeps import run, tiny
+from attnbench.sweeping import InterruptedSweepError
+from tests.executors.sweeps import Machine, run, tiny
 
 
 @pytest.fixture
@@ -48,15 +50,21 @@ def test_sweeps_of_one_command_share_a_worker_that_ends_with_it(
     )
 
 
-def test_without_such_a_block_each_sweep_has_its_own(started: list[WorkerProcess], tmp_path: Path) -> None:
-    sweep = tiny(tmp_path)
-    for name in ("one", "two"):
-        run(sweep, tmp_path / name)
-        assert not started[-1].alive
-    assert len(started) == 2
+def test_without_such_a_block_each_sweep_has_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep, machine = tiny(tmp_path), Machine(device="H200", processes=3)
+    monkeypatch.setattr(supervised, "WorkerProcess", machine.start)
+    for left in (2, 1):
+        run(sweep, tmp_path / f"own-{left}")
+        assert machine.processes == left
+    with between_runs():
+        for name in ("one", "two"):
+            run(sweep, tmp_path / name)
+    assert machine.processes == 0
 
 
-def test_the_lock_is_held_between_the_runs_and_not_behind_them() -> None:
+def test_the_lock_is_held_between_the_runs_and_not_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.0)
+
     def refused() -> bool:
         with contextlib.ExitStack() as stack:
             try:
@@ -113,11 +121,32 @@ def test_only_one_of_the_same_kind_is_taken_and_another_kind_finds_the_device_fr
     assert fourth.ended == 0
 
 
-def test_a_run_that_is_interrupted_leaves_none(started: list[WorkerProcess], tmp_path: Path) -> None:
-    sweep = tiny(tmp_path)
-    with contextlib.suppress(KeyboardInterrupt), between_runs():
-        run(sweep, tmp_path / "one")
-        raise KeyboardInterrupt
-    assert [worker.alive for worker in started] == [False]
+@pytest.mark.parametrize("after", [True, False], ids=["between-runs", "in-a-run"])
+def test_what_is_interrupted_leaves_none(
+    after: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sweep, machine = tiny(tmp_path), Machine(device="H200", processes=1)
+    played: list[Any] = []
+
+    def start(**given: Any) -> Any:
+        played.append(machine.start(**given))
+        if not after:
+            monkeypatch.setattr(played[-1], "ask", _interrupted)
+        return played[-1]
+
+    monkeypatch.setattr(supervised, "WorkerProcess", start)
+
+    def sit() -> None:
+        with between_runs():
+            run(sweep, tmp_path / "one")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if after else InterruptedSweepError):
+        sit()
+    assert [worker.alive for worker in played] == [False]
     with device_lock("cpu"):
         pass
+
+
+def _interrupted(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt

@@ -19,11 +19,32 @@ from attnbench.paper.whole_models import Recorded, record
 COMMAND = "model train-step --size tiny -a lightning2 --seq-len 32 --tokens 64 --steps 1 --device cpu"
 
 
-def test_a_command_is_run_here_and_its_records_name_it(
+def test_commands_are_run_here_their_records_name_them_and_those_of_a_kind_share_a_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Training has an allocator of its own; between inference and losses nothing differs."""
+    started: list[WorkerProcess] = []
+
+    def start(**given: Any) -> WorkerProcess:
+        started.append(WorkerProcess(**given))
+        return started[-1]
+
+    monkeypatch.setattr(running, "WorkerProcess", start)
     monkeypatch.setattr(sys, "argv", ["attnbench", "paper", "all"])
-    assert record(COMMAND, folder=tmp_path, remaining_s=None) == Recorded(left=0)
+    alive = []
+    with between_runs():
+        for command in (
+            COMMAND.replace("--seq-len 32", "--seq-len 16"),
+            COMMAND,
+            "model losses --size tiny -a lightning2 --task markov --steps 2 --seq-len 16 --batch 1 --device cpu",
+            "model inference --size tiny -a lightning2 --phase decode --seq-len 8 --device cpu",
+        ):
+            assert record(command, folder=tmp_path, remaining_s=None) == Recorded(left=0)
+            alive.append([worker.alive for worker in started])
+    assert alive == [[True], [True], [False, True], [False, True]]
+    assert not started[-1].alive
+    assert {row.status for row in read(tmp_path, kind=TrainStep)} == {"ok"}
+    assert [row.status for row in read(tmp_path, kind=Inference)] == ["ok"]
     out, err = capsys.readouterr()
     assert out == ""
     assert "[1/1] train.tiny.lightning2.N32" in err  # its progress is seen
@@ -57,28 +78,3 @@ def test_a_fault_costs_its_command_and_ctrl_c_all_of_them(
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         record(COMMAND, folder=tmp_path, remaining_s=None)
-
-
-def test_commands_of_one_kind_share_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training has an allocator of its own; between inference and losses nothing differs."""
-    started: list[WorkerProcess] = []
-
-    def start(**given: Any) -> WorkerProcess:
-        started.append(WorkerProcess(**given))
-        return started[-1]
-
-    monkeypatch.setattr(running, "WorkerProcess", start)
-    alive = []
-    with between_runs():
-        for command in (
-            COMMAND,
-            COMMAND.replace("--seq-len 32", "--seq-len 16"),
-            "model losses --size tiny -a lightning2 --task markov --steps 2 --seq-len 16 --batch 1 --device cpu",
-            "model inference --size tiny -a lightning2 --phase decode --seq-len 8 --device cpu",
-        ):
-            assert record(command, folder=tmp_path, remaining_s=None) == Recorded(left=0)
-            alive.append([worker.alive for worker in started])
-    assert alive == [[True], [True], [False, True], [False, True]]
-    assert not started[-1].alive
-    assert {row.status for row in read(tmp_path, kind=TrainStep)} == {"ok"}
-    assert [row.status for row in read(tmp_path, kind=Inference)] == ["ok"]
