@@ -89,6 +89,8 @@ def reproduce(
 
     Raises UserError as reading, sweeping and writing do.
     """
+    # Whole models take longest: what a budget ends with is theirs.
+    order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
     measuring = Measuring(
         folder=wanted.out / "runs",
         device=device,
@@ -97,10 +99,9 @@ def reproduce(
         console=console,
         words=sys.argv[1:],
         claims_alone=wanted.all,
+        figures=order,
         launch=wanted.launch,
     )
-    # Whole models take longest: what a budget ends with is theirs.
-    order = sorted(wanted.figures, key=lambda figure: bool(figure.records))
     with idle.between_runs():
         taken = {figure.name: _taken(wanted, figure, measuring if can_measure else None) for figure in order}
     if can_measure and not wanted.runs:

@@ -15,9 +15,9 @@ from attnbench.models.records import Inference, Loss, Record, TrainStep, read
 from attnbench.paper.figures import Figure
 from attnbench.paper.measured import Measured, of_records, of_runs
 from attnbench.paper.sittings import Stopwatch
-from attnbench.paper.whole_models import Runner, record
+from attnbench.paper.whole_models import LEAST_S, Runner, record
 from attnbench.store import load_results
-from attnbench.words import count_text, joined
+from attnbench.words import count_text, duration, joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,7 @@ class Measuring:
     """How sweeps are run: into `folder`/<preset>, on a device, within a budget. A run that is there is gone on with.
 
     claims_alone: of whole models, which take longest, only what the claims need; without it also the points between.
+    figures: all that will be taken, in their order, for how far it has come.
     """
 
     folder: Path
@@ -122,6 +123,7 @@ class Measuring:
     console: Console
     words: Sequence[str]  # the command line, for the runs' records
     claims_alone: bool = False
+    figures: Sequence[Figure] = ()
     launch: str | None = None  # of calls in sweeps; None: as each preset says
     sweep: Callable[..., Any] | None = None  # runs one; default: `attnbench.sweeping.run_sweep`
     model: Runner | None = None  # runs `attnbench model`; default: in this process
@@ -142,6 +144,8 @@ class Measuring:
         failures = []
         for command in self._commands(figure):
             folder, remaining_s = self.folder / MODELS, self.budget.remaining_s()
+            if remaining_s is None or remaining_s >= LEAST_S:
+                self._tell(command, f"attnbench {command}")
             with self.stopwatch(command):
                 made = record(command, folder=folder, remaining_s=remaining_s, run=self.model)
             if made.left != 0:
@@ -176,7 +180,7 @@ class Measuring:
             return 0
         if self.budget.spent():
             return len(missing)
-        print(f"{preset}: {count_text(len(missing), 'case')} to measure", file=sys.stderr)
+        self._tell(preset, f"{preset}: {count_text(len(missing), 'case')} to measure")
         outcome = (self.sweep or run_sweep)(
             grid,
             cases,
@@ -190,6 +194,18 @@ class Measuring:
             print(f"{preset}: {note}", file=sys.stderr)
         left: int = outcome.left
         return left
+
+    def _tell(self, name: str, what: str) -> None:
+        """What is measured now, which of all runs it is, and how long it has been until here."""
+        every = list(
+            dict.fromkeys(
+                each for figure in self.figures for each in (*figure.sweeps, *self._commands(figure))
+            )
+        )
+        place = f"{every.index(name) + 1} of {len(every)}: " if name in every and len(every) > 1 else ""
+        used_s = self.budget.used_s()
+        since = f" ({duration(used_s)} so far)" if used_s >= 1 else ""
+        print(f"{place}{what}{since}", file=sys.stderr, flush=True)
 
     def _there(self, preset: str) -> set[str]:
         """The cases that a run has a row of."""

@@ -333,6 +333,35 @@ def test_a_run_that_came_without_its_shards_is_not_measured_again(tmp_path: Path
     assert sum(map(len, taken.measured.lines)) > 48
 
 
+def test_how_far_it_has_come_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
+    sweeping = _Sweeping(monkeypatch, case_s=2.0)
+
+    def model(words: Sequence[str]) -> tuple[int, str]:
+        sweeping.now += 100.0
+        return 0, json.dumps({"left": 0})
+
+    def told(*names: str, seconds: float | None = None) -> list[str]:
+        measuring = Measuring(
+            folder=tmp_path, device="cuda", budget=Budget(seconds=seconds, begun=sweeping.now), model=model,
+            stopwatch=Stopwatch(folder=tmp_path), console=Console(quiet=True), words=(), sweep=sweeping,
+            figures=[find(name) for name in names],
+        )  # fmt: skip
+        for figure in measuring.figures:
+            measuring.take(figure)
+        return capsys.readouterr().err.splitlines()
+
+    assert told("fig3") == ["paper-fig3: 48 cases to measure"]  # one alone is not counted
+    more = find("table2").record_by
+    assert told("fig3", "readme-speed", "table2") == [
+        "2 of 3: paper-readme: 46 cases to measure",
+        f"3 of 3: attnbench {more[0]} (1 min 32 s so far)",
+    ]
+    assert told("fig3", "table2", seconds=5.0) == []  # too little for a model, which is not begun
+
+
 def test_a_run_whose_cases_another_one_holds_is_not_missed(tmp_path: Path) -> None:
     """On the CPU the tables of the repository ask for nothing that Figure 3 does not ask for."""
     measuring = Measuring(
