@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -58,13 +59,23 @@ class _Commands(TyperGroup):
     """The commands, which end quietly when who reads their output has read enough: typer's own end is that of an error,
     and its exit code that of a regression."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:  # prints the help of all
+        with _quietly():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _quietly():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # For what Python flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(Exit.PIPE) from None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # For what Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(Exit.PIPE) from None
 
 
 app = typer.Typer(

@@ -117,7 +117,7 @@ def _share_words(mechanism: str, reached: dict[str, float]) -> str:
         return f"{mechanism} reaches {reached[most]:.0%} of its bound at {most}."
     return (
         f"{mechanism} reaches {statistics.median(reached.values()):.0%} of its bound in the median of {len(reached)} "
-        f"shapes, {reached[least]:.0%} at {least} to {reached[most]:.0%} at {most}."
+        f"cases, {reached[least]:.0%} at {least} to {reached[most]:.0%} at {most}."
     )
 
 

@@ -37,8 +37,9 @@ def _what(error: Any, words: Sequence[str]) -> str:
 
 
 def _unknown_option(error: Any) -> str:
-    options = [] if error.ctx is None else [name for each in error.ctx.command.params for name in each.opts]
-    long = [name for name in options if name.startswith("--")]
+    parameters = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
+    names = [name for each in parameters for name in (*each.opts, *each.secondary_opts)]
+    long = [name for name in names if name.startswith("--")]
     return f"unknown option '{error.option_name}'; {nearest(error.option_name, long)}"
 
 

@@ -75,7 +75,8 @@ class Watcher:
         Raises UserError for a folder that holds no run, or one that is damaged.
         """
         folder = read_run(self.path)
-        fresh = [_shard(folder.shard(case_id)) for case_id in folder.done() - set(self._rows)]
+        rows = [_shard(folder.shard(case_id)) for case_id in folder.done() - set(self._rows)]
+        fresh = rows or [row for row in folder.merged_rows() if row["case_id"] not in self._rows]
         self._rows |= {str(row["case_id"]): row for row in fresh}
         cases = sweep_of_record(folder.record["sweep"]).cases()
         left = len({case.case_id for case in cases} - set(self._rows))

@@ -104,7 +104,7 @@ def test_how_near_each_comes_is_told_and_counted(tmp_path: Path) -> None:
     least, most = min(mine, key=mine.__getitem__), max(mine, key=mine.__getitem__)
     assert lines[0] == (
         f"Forward: lightning2 reaches {np.median(list(mine.values())):.0%} of its bound in the median of {len(mine)} "
-        f"shapes, {mine[least]:.0%} at {least} to {mine[most]:.0%} at {most}."
+        f"cases, {mine[least]:.0%} at {least} to {mine[most]:.0%} at {most}."
     )
     assert [line.split(":")[0] for line in lines[:-2]] == ["Forward"] * 9 + ["Backward"] * 9
     assert lines[-1] == f"Figures: {tmp_path} (4 files)"

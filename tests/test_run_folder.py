@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from attnbench import store
 from attnbench.case import Case, Measurement, Status, Workload
 from attnbench.errors import UserError
-from attnbench.executors.run_folder import RunFolder, open_run
+from attnbench.executors.run_folder import RunFolder, open_run, whole_folder
 from attnbench.sweeps.loader import load
 
 RECORD = {"run_id": "quick-1", "sweep": {"axes": {"seq_len": [128]}}, "device": "cpu"}
@@ -121,6 +122,63 @@ def test_a_run_without_its_shards_folder_is_resumed(tmp_path: Path) -> None:
     folder = _open(tmp_path / "run")
     (folder.path / "shards").rmdir()
     assert _open(tmp_path / "run", resume=True).done() == set()
+
+
+def _without_shards(path: Path, *names: str) -> RunFolder:
+    folder = _open(path)
+    for name in names:
+        folder.keep(_row(name, started_at="2030-01-01"))
+    folder.merge()
+    shutil.rmtree(path / "shards")
+    return folder
+
+
+def test_a_run_that_came_without_its_shards_has_those_of_its_merged_file(tmp_path: Path) -> None:
+    before = _without_shards(tmp_path / "run", "sdpa", "flash2")
+    content = before.merged.read_bytes()
+    folder = _open(tmp_path / "run", resume=True)
+    assert len(folder.done()) == 2
+    assert sorted(file.name for file in folder.path.iterdir()) == ["results.parquet", "run.json", "shards"]
+    assert folder.merge().read_bytes() == content
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_what_is_laid_out_in_part_is_not_there_at_all(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _without_shards(tmp_path / "run", "sdpa", "flash2", "lightning2")
+    left, write = [writes], store.write
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _open(tmp_path / "run", resume=True)
+    assert before.done() == set()
+    assert len(_open(tmp_path / "run", resume=True).done()) == 3
+
+
+def test_a_merged_file_of_another_run_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    before = _without_shards(tmp_path / "run", "sdpa")
+    record = {**before.record, "run_id": "another"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    content = before.merged.read_bytes()
+    with pytest.raises(UserError, match=r"results\.parquet is of .*, and this is the run another"):
+        _open(tmp_path / "run", resume=True)
+    assert before.merged.read_bytes() == content
+
+
+def test_who_was_quicker_to_lay_it_out_stays(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with whole_folder(tmp_path / "shards") as folder:
+        (folder / "ours.parquet").touch()
+        (tmp_path / "shards" / "theirs.parquet").touch()
+    assert [file.name for file in tmp_path.rglob("*.parquet")] == ["theirs.parquet"]
 
 
 # ---------------------------------------------------------------- keeping

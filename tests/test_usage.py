@@ -19,6 +19,12 @@ Call = Callable[..., tuple[int, str, str]]
             "--steps: expected a number greater than or equal to 1, got '0' (see: attnbench model train-step -h)",
         ),
         ("list --devce cpu", "unknown option '--devce'; did you mean '--device'? (see: attnbench list -h)"),
+        (
+            "model train-step --no-compil",
+            "unknown option '--no-compil'; did you mean '--no-compile'? (see: attnbench model train-step -h)",
+        ),
+        ("sweep quick --ful", "unknown option '--ful'; did you mean '--full'? (see: attnbench sweep -h)"),
+        ("model --hepl", "unknown option '--hepl'; did you mean '--help'? (see: attnbench model -h)"),
         ("swep quick", "no such command 'swep'. Did you mean 'sweep'? (see: attnbench -h)"),
         ("model losess", "no such command 'losess'. Did you mean 'losses'? (see: attnbench model -h)"),
         ("sweep", "missing argument 'preset' (see: attnbench sweep -h)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def test_a_look_tells_what_is_new(folder: RunFolder, keep: Keep) -> None:
     assert [row["status"] for row in watcher.look()[1]] == ["ok", "oom"]
     assert watcher.look()[1] == []
     assert watcher.look()[0].done == 2
+
+
+def test_a_run_that_came_without_its_shards(folder: RunFolder, keep: Keep) -> None:
+    keep(0)
+    keep(1)
+    folder.merge()
+    shutil.rmtree(folder.path / "shards")
+    watcher = watching.Watcher(path=folder.path)
+    state, rows = watcher.look()
+    assert (state.done, [row["status"] for row in rows]) == (2, ["ok", "oom"])
+    assert watcher.look()[1] == []
 
 
 def test_a_sweep_that_stopped(folder: RunFolder, keep: Keep) -> None:

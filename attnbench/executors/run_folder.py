@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,27 @@ class RunFolder:
         """The case_ids that have a shard."""
         return {file.name.removesuffix(".parquet") for file in (self.path / "shards").glob("*.parquet")}
 
+    def merged_rows(self) -> list[dict[str, Any]]:
+        """Of a folder that came here without its shards, the rows of its merged file; else none.
+
+        Raises UserError for a merged file that is damaged or of another run.
+        """
+        if self.done() or not self.merged.is_file():
+            return []
+        rows: list[dict[str, Any]] = store.load_table(self.merged).to_pylist()
+        if others := {row["run_id"] for row in rows} - {self.run_id}:
+            raise UserError(f"{self.merged} is of {sorted(others)[0]}, and this is the run {self.run_id}")
+        return rows
+
     def lay_out(self) -> None:
         """Of a folder that came here without its shards, the merged rows as shards: the run goes on behind them.
 
-        Raises UserError for a merged file that is damaged: it would be written over.
+        Raises UserError as `merged_rows` does, as the file would be written over, and where it cannot write.
         """
-        if self.merged.is_file() and not self.done():
-            for row in store.load_table(self.merged).to_pylist():
-                self.keep(row)
+        if rows := self.merged_rows():
+            with whole_folder(self.path / "shards") as folder:
+                for row in rows:
+                    store.write(store.to_table([row], records={}), folder / f"{row['case_id']}.parquet")
 
     def keep(self, row: Mapping[str, Any]) -> None:
         """Write one finished case; it is safe once this returns."""
@@ -151,6 +165,24 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or "run_id" not in record:
         raise UserError(f"{path / _RECORD} is no run record (it names no run_id)")
     return record
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; once it is whole it takes the place of `path`, which is empty or missing.
+
+    Where somebody else was quicker, theirs stays. Raises UserError where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        if not any(path.glob("*.parquet")):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from attnbench.stats import relative_half_width, summarize
 
 _BATCH_MS = 60.0  # device work between two looks at the stopping rule and at the telemetry
 _BATCH_MAX = 200
-_LONG_MS = 1000.0  # a check that took so long has warmed the device up, and another call would cost a sample
+_LONG_MS = 300.0  # a check that took so long has warmed the device up, and another call would cost a sample
 
 
 class CaseTimeoutError(Exception):
@@ -20,7 +20,7 @@ class CaseTimeoutError(Exception):
 def warm_up(call: Call, *, clock: Clock, protocol: Protocol, checked_ms: float = 0.0) -> float:
     """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
 
-    checked_ms: of the call that was checked last, a backward's forward included. One that took a second, and by which
+    checked_ms: of the call that was checked last, a backward's forward included. One that took so long, and by which
     the floor of samples fits, is all the warming up and the estimate.
 
     Raises CaseTimeoutError when the floor of samples would not fit into `limit_s`.

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Generic
 
 from attnbench.errors import UserError
+from attnbench.executors.run_folder import whole_folder
 from attnbench.models import records
 from attnbench.models.records import R
+from attnbench.words import joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +60,24 @@ class Folder(Generic[R]):
     def lay_out(self) -> None:
         """Of a folder that came here without its shards, the merged rows as shards: a run goes on behind them.
 
-        Raises UserError for a merged file that is damaged: it would be written over.
+        Raises UserError for a merged file that is damaged or of several devices, as it would be written over.
         """
         if not self.merged.is_file() or self.done():
             return
-        self.make()
         environment = records.read_environment(self.merged, kind=self.kind)
         cases: dict[str, list[R]] = {}
         for row in records.read(self.merged, kind=self.kind):
             cases.setdefault(row.case_id, []).append(row)
-        for case_id, rows in cases.items():
-            self.keep(case_id, rows, environment=environment)
+        known = (getattr(row, "device", None) for rows in cases.values() for row in rows)
+        devices = {str(device) for device in known if device is not None}
+        if len(devices) > 1:
+            raise UserError(
+                f"{self.merged} holds records of {joined(sorted(devices))}, and a run is of one device: choose another "
+                "folder"
+            )
+        with whole_folder(self._shards) as folder:
+            for case_id, rows in cases.items():
+                records.write(rows, folder / f"{case_id}.parquet", kind=self.kind, environment=environment)
 
     def begin(self, case_id: str) -> None:
         """Leave a mark that a case has begun; if the process does not live to keep it, `unfinished` tells."""

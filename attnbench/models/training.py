@@ -225,7 +225,7 @@ class _Steps:
                     f"{self._request.compile_limit_s:g} s for that and {self._request.limit_s:g} s for the others"
                 )
             estimate, done = self._sample(), 2
-            if self._request.warmup < done:
+            if self._request.warmup < done and not self._too_late(0.0):
                 samples.append(estimate)
         for _ in range(self._request.warmup - done):
             if self._too_late(estimate, calls=3):  # better one sample of a slow step than none

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UserError
+from attnbench.executors.run_folder import read_run
 from attnbench.measure.clock import now_s
 from attnbench.models.records import Inference, Loss, Record, TrainStep, read
 from attnbench.paper.figures import Figure
@@ -133,14 +134,12 @@ class Measuring:
 
         Raises what running a sweep raises.
         """
-        left, complete = [], []
+        left = []
         for preset in figure.sweeps:
             with self.stopwatch(preset):
-                cases = self._measure(preset, beside=[each for each in figure.sweeps if each != preset])
+                cases = self._measure(preset)
             if cases:
                 left.append(Left(run=preset, cases=cases))
-            else:
-                complete.append(preset)
         failures = []
         for command in self._commands(figure):
             folder, remaining_s = self.folder / MODELS, self.budget.remaining_s()
@@ -152,10 +151,7 @@ class Measuring:
                 left.append(Left(run=command, cases=made.left))
             failures += [made.failure] if made.failure else []
         there = available(figure, self.folder)
-        absent = tuple(
-            name for name in there.absent if name not in complete
-        )  # the runs beside it held all of it
-        return dataclasses.replace(there, absent=absent, left=tuple(left), failures=tuple(failures))
+        return dataclasses.replace(there, left=tuple(left), failures=tuple(failures))
 
     def _commands(self, figure: Figure) -> tuple[str, ...]:
         """What records whole models; nothing without a GPU, whose sizes they are."""
@@ -163,8 +159,8 @@ class Measuring:
             return ()
         return figure.record_by if self.claims_alone else (*figure.record_by, *figure.record_more)
 
-    def _measure(self, preset: str, *, beside: Sequence[str]) -> int:
-        """Cases of a preset that are left; what the runs beside it hold is not measured for the figure again."""
+    def _measure(self, preset: str) -> int:
+        """Cases of a preset that are left."""
         from attnbench.sweeping import run_sweep
         from attnbench.sweeps.layers import Overrides
         from attnbench.sweeps.loader import load
@@ -172,8 +168,7 @@ class Measuring:
         protocol = {} if self.launch is None else {"launch": self.launch}
         grid = load(preset, device=self.device, overrides=Overrides(protocol=protocol))
         path = self.folder / preset
-        elsewhere = {case_id for each in beside for case_id in self._there(each)}
-        cases = [case for case in grid.cases() if case.case_id not in elsewhere]
+        cases = grid.cases()
         there = self._there(preset)
         missing = [case for case in cases if case.case_id not in there]
         if not missing:
@@ -210,10 +205,10 @@ class Measuring:
     def _there(self, preset: str) -> set[str]:
         """The cases that a run has a row of."""
         path = self.folder / preset
-        if any(path.glob("shards/*.parquet")):
-            return {file.stem for file in path.glob("shards/*.parquet")}
-        merged = path / "results.parquet"  # of one that came here without its shards
-        return set(load_results(merged)["case_id"]) if merged.is_file() else set()
+        shards = {file.stem for file in (path / "shards").glob("*.parquet")}
+        if shards or not (path / "run.json").is_file():
+            return shards
+        return {row["case_id"] for row in read_run(path).merged_rows()}
 
 
 # ------------------------------------------------------------------------------------------------------------

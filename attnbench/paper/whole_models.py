@@ -67,7 +67,7 @@ def _ended(app: Callable[[Sequence[str]], object], words: Sequence[str]) -> int:
     try:
         app(words)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else Exit.FINE
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return Exit.USAGE

@@ -114,6 +114,21 @@ def test_so_many_steps_come_before_the_timed_ones(
     assert len(row.samples_ms) == 3
 
 
+def test_a_second_step_that_is_over_the_limit_is_no_sample(
+    untuned: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untuned("eager")
+
+    def late(measured: training._Steps) -> float:
+        measured._deadline = 0.0
+        return 40_000.0
+
+    monkeypatch.setattr(training._Steps, "_sample", late)
+    row = measure_train_step(dataclasses.replace(STEP, warmup=1), device=CPU)
+    assert (row.status, row.samples_ms) == ("timeout", None)
+    assert row.reason == "a step takes 40.00 s: none fits the limit of 60 s any more"
+
+
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize(
     ("name", "module", "launcher", "once", "compiled"),

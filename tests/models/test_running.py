@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from attnbench.executors.spared import Forecast
 from attnbench.executors.worker_process import WorkerDiedError, WorkerHungError
 from attnbench.models import findings, planning, records, running
 from attnbench.models.folder import Folder
+from attnbench.models.joining import join_records
 from attnbench.models.losses import LossRequest
 from attnbench.models.records import Inference, Loss, TrainStep
 from attnbench.models.running import Outcome, Run
@@ -137,6 +139,19 @@ def test_a_folder_without_its_shards_is_gone_on_with_by_its_merged_file(
     assert _run(tmp_path).rows[:2] == before
     assert worker.started == started + 1
     assert worker.limits[1:] == []  # the third alone was asked for
+
+
+def test_records_of_two_devices_are_no_run_to_go_on_with(tmp_path: Path, worker: type[FakeWorker]) -> None:
+    for device in ("a card", "another card"):
+        worker.reply = staticmethod(functools.partial(_fine, device=device))
+        _run(tmp_path / device, REQUESTS[:1])
+    join_records([tmp_path / "a card", tmp_path / "another card"], out=tmp_path / "both", kinds=[TrainStep])
+    content = (file := tmp_path / "both" / "train-step.parquet").read_bytes()
+    with pytest.raises(
+        UserError, match=r"holds records of a card and another card, and a run is of one device"
+    ):
+        _run(tmp_path / "both")
+    assert file.read_bytes() == content
 
 
 def test_a_worker_that_dies_costs_its_case(tmp_path: Path, worker: type[FakeWorker]) -> None:

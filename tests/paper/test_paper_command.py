@@ -17,7 +17,7 @@ from rich.console import Console
 from attnbench import store, sweeping
 from attnbench.case import Case, Measurement, Status
 from attnbench.executors import engines
-from attnbench.executors.run_folder import RunFolder, open_run
+from attnbench.executors.run_folder import RunFolder
 from attnbench.models import records
 from attnbench.models.records import TrainStep
 from attnbench.models.running import Outcome, Run
@@ -287,44 +287,16 @@ def test_a_budget_is_split_over_invocations(monkeypatch: pytest.MonkeyPatch, tmp
     assert sweeping.now == 64 * 60.0
 
 
-@pytest.mark.parametrize(
-    ("names", "asked"),
-    [
-        # 70 cases of the tables and 48 of Figure 3 have 24 in common.
-        (("fig3", "readme-speed"), {"paper-fig3": 48, "paper-readme": 46}),
-        (("readme-speed",), {"paper-readme": 70, "paper-fig3": 24}),
-    ],
-    ids=["all-figures", "one-figure"],
-)
-def test_a_case_of_two_runs_is_measured_once_for_a_figure(
-    names: tuple[str, ...], asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sources, "available", lambda figure, folder: Taken(measured=Measured(lines=())))
-    sweeping = _Sweeping(monkeypatch, case_s=1.0)
-    measuring = Measuring(
-        folder=tmp_path, device="cuda", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
-        console=Console(quiet=True), words=(), sweep=sweeping,
-    )  # fmt: skip
-    for name in names:
-        assert measuring.take(find(name)).left == ()
-    shards = {
-        folder.name: [file.stem for file in folder.glob("shards/*")]
-        for folder in tmp_path.iterdir()
-        if folder.is_dir()
-    }
-    assert {name: len(cases) for name, cases in shards.items()} == asked
-    every = [case for cases in shards.values() for case in cases]
-    assert len(every) == len(set(every))
-    measuring.take(find("fig3"))  # by itself it has all of its own
-    assert len(list((tmp_path / "paper-fig3" / "shards").iterdir())) == 48
-
-
 def test_a_run_that_came_without_its_shards_is_not_measured_again(tmp_path: Path) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("everything is there")
 
-    (tmp_path / "paper-fig3").mkdir()
-    shutil.copy(RESULTS / "paper-fig3.parquet", tmp_path / "paper-fig3" / "results.parquet")
+    run, file = tmp_path / "paper-fig3", RESULTS / "paper-fig3.parquet"
+    table = store.read(file)
+    (run_id,) = set(table["run_id"].to_pylist())
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(store.records(table)[run_id]))
+    shutil.copy(file, run / "results.parquet")
     taken = Measuring(
         folder=tmp_path, device="cuda", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
         console=Console(quiet=True), words=(), sweep=refused,
@@ -356,38 +328,10 @@ def test_how_far_it_has_come_is_told(
     assert told("fig3") == ["paper-fig3: 48 cases to measure"]  # one alone is not counted
     more = find("table2").record_by
     assert told("fig3", "readme-speed", "table2") == [
-        "2 of 3: paper-readme: 46 cases to measure",
-        f"3 of 3: attnbench {more[0]} (1 min 32 s so far)",
+        "2 of 3: paper-readme: 70 cases to measure",
+        f"3 of 3: attnbench {more[0]} (2 min 20 s so far)",
     ]
     assert told("fig3", "table2", seconds=5.0) == []  # too little for a model, which is not begun
-
-
-def test_a_run_whose_cases_another_one_holds_is_not_missed(tmp_path: Path) -> None:
-    """On the CPU the tables of the repository ask for nothing that Figure 3 does not ask for."""
-    measuring = Measuring(
-        folder=tmp_path, device="cpu", budget=Budget(seconds=None), stopwatch=Stopwatch(folder=tmp_path),
-        console=Console(quiet=True), words=(), sweep=_touched,
-    )  # fmt: skip
-    taken = {name: measuring.take(find(name)) for name in ("fig3", "readme-speed")}
-    assert {folder.name for folder in tmp_path.iterdir() if folder.is_dir()} == {"paper-fig3"}
-    assert taken["readme-speed"].absent == taken["fig3"].absent == ()
-    assert available(find("readme-speed"), tmp_path).absent == ("paper-readme",)
-
-
-def _touched(grid: Any, cases: Any, *, path: Path, **_: Any) -> SimpleNamespace:
-    """In the place of `run_sweep`: rows of nothing."""
-    folder = open_run(path, record={"run_id": "r"}, resume=False)
-    for case in cases:
-        done = Measurement(
-            case=case,
-            status=Status.ERROR,
-            reason="played",
-            semantics="softmax",
-            device="a",
-            started_at="2030",
-        )
-        folder.keep(store.row(done, run_id="r"))
-    return SimpleNamespace(left=0, notes=())
 
 
 def test_calls_of_sweeps_are_launched_as_asked_and_what_happened_is_told(
