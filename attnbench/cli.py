@@ -35,7 +35,7 @@ from attnbench.version import __version__
 # What each is called, with an example of it, in the order of the help.
 COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (list_, "list --json"),
-    (sweep, "sweep quick --seq-len 1k,2k,4k -m lightning2 -m flash2 -o results/my-run"),
+    (sweep, "sweep quick --seq-len 512,1k,2k -m lightning2 -m sdpa -o runs/mine"),
     (plot, "plot runs/quick-20260101-120000 -o figures"),
     (roofline, "roofline runs/kernels-20260101-120000 -o figures"),
     (verify, "verify --minutes 8 -o runs/verify"),
@@ -97,9 +97,15 @@ app.add_typer(parallel)
 
 def main() -> None:
     """Run the command line; bad input becomes one sentence on stderr and exit code 2."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a terminated sweep ends as cleanly as on Ctrl-C
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # a terminated sweep ends as cleanly as on Ctrl-C
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
     try:
         sys.exit(app(standalone_mode=False, prog_name="attnbench") or Exit.FINE)
     except UserError as error:
@@ -114,6 +120,10 @@ def main() -> None:
         sys.exit(Exit.USAGE)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
+    except Exception:
+        if stopped:  # what a library made of the interruption
+            sys.exit(Exit.INTERRUPTED)
+        raise
 
 
 def _version(wanted: bool) -> None:

@@ -106,7 +106,7 @@ def share_sentences(found: Iterable[Shares]) -> list[str]:
         for shape, reached in each.known.items():
             for mechanism, share in reached.items():
                 by_mechanism.setdefault(mechanism, {})[shape] = share
-        ranked = sorted(by_mechanism.items(), key=lambda item: -statistics.median(item[1].values()))
+        ranked = sorted(by_mechanism.items(), key=lambda item: -statistics.geometric_mean(item[1].values()))
         said += [f"{workload_title(each.workload)}: {_share_words(*item)}" for item in ranked]
     return said
 
@@ -116,8 +116,8 @@ def _share_words(mechanism: str, reached: dict[str, float]) -> str:
     if len(reached) == 1:
         return f"{mechanism} reaches {reached[most]:.0%} of its bound at {most}."
     return (
-        f"{mechanism} reaches {statistics.median(reached.values()):.0%} of its bound in the median of {len(reached)} "
-        f"cases, {reached[least]:.0%} at {least} to {reached[most]:.0%} at {most}."
+        f"{mechanism} reaches {statistics.geometric_mean(reached.values()):.0%} of its bound, the geometric mean of "
+        f"{len(reached)} cases, {reached[least]:.0%} at {least} to {reached[most]:.0%} at {most}."
     )
 
 

@@ -781,7 +781,7 @@ def test_results_that_cannot_be_plotted(call: Call, finished: Finished, tmp_path
     _is_one_sentence(call("plot", "foreign.parquet"), "is a Parquet file, but not one of attnbench")
     _is_one_sentence(call("plot", "future.parquet"), "has schema version 99", "update attnbench")
     _is_one_sentence(call("plot", "failed.parquet"), "there is nothing to draw", "oom")
-    _is_one_sentence(call("plot", finished.folder, "-o", "file"), "cannot write", "file")
+    _is_one_sentence(call("plot", finished.folder, "-o", "file"), "the output folder file is a file")
     assert not (tmp_path / "figures").exists()
 
 
@@ -888,6 +888,7 @@ def test_verify_prints_a_table(call: Call) -> None:
     (absent,) = (cells for cells in table if "flash2" in cells)
     assert (absent[3], absent[-2]) == ("0", "unsupported")
     assert "flash2 fp32: no provider for cpu; it runs on cuda" in done.out
+    assert done.out.splitlines()[-1].endswith(" 1 pair of mechanism and dtype right; none wrong; 1 unsupported.")
     assert done.err.splitlines()[0].startswith(
         "[1/6] lightning2.fwd-bwd.B2-H3-N1-D16-E8.fp32: right, largest"
     )

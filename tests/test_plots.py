@@ -149,16 +149,19 @@ def test_legend_gives_flatness(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("score", "text"),
+    ("known", "text"),
     [
-        (1.0, "flat within 1.00×"),
-        (1.041, "flat within 1.05×"),
-        (2.0, "varies 2.0×"),
-        (1310.0, "varies 1,310×"),
+        ([(1.0, 1024.0)], "flat within 1.00×"),
+        ([(1.0, 1.0)], "flat within 1.00×"),
+        ([(1.041, 1024.0), (1.02, 2.0)], "flat within 1.05×"),
+        ([(1.041, 1024.0), (1.38, 2.0)], "varies 1.4×"),  # over one doubling 1/N is a factor of two
+        ([(1.38, 16.0)], "flat within 1.38×"),
+        ([(2.0, 1024.0)], "varies 2.0×"),
+        ([(1310.0, 1024.0)], "varies 1,310×"),
     ],
 )
-def test_flatness_words(score: float, text: str) -> None:
-    assert flatness_words(score) == text
+def test_flatness_words(known: list[tuple[float, float]], text: str) -> None:
+    assert flatness_words(known) == text
 
 
 def test_constant_tokens_in_the_title(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_only_listed_shapes_have_standings(frame: pd.DataFrame) -> None:
 def test_the_summary_says_it(frame: pd.DataFrame) -> None:
     summary = summarize_run(frame)
     words = (
-        "lightning2 is fastest at 2 of 3 shapes; it reaches 40% of its bound, 20% at worst (B8 H12 N4k D96)."
+        "lightning2 is fastest at 2 of 3 shapes; it reaches 40% of its bound (geometric mean), 20% at worst "
+        "(B8 H12 N4k D96)."
     )
     assert f"Forward: {words}" in sentences(summary)
     assert as_json(summary)["standings"][0]["standings"][1]["mechanism"] == "fla-simple-gla"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -57,3 +59,27 @@ def test_what_is_fine_ends_with_0(run: Call, words: tuple[str, ...]) -> None:
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     assert out
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_what_a_library_makes_of_ctrl_c_is_an_interruption_too(
+    signalled: bool, run: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """matplotlib's renderer, in the middle of a marker, raises a ValueError of its own."""
+
+    def draw(*_: object, **__: object) -> object:
+        if signalled:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        raise ValueError("Invalid bounding box")
+
+    monkeypatch.setattr("attnbench.listing.rows", draw)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if signalled:
+            assert run("list", "--device", "cpu") == (130, "", "")
+        else:
+            with pytest.raises(ValueError, match="Invalid bounding box"):
+                run("list", "--device", "cpu")
+    finally:
+        signal.signal(signal.SIGINT, before)

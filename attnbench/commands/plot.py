@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def plot(
     from attnbench.store import load_results
 
     frame = load_results(runs)
-    folder = out or _figures_beside(runs[0])
+    folder = _folder(out, runs)
     try:
         files = draw(frame, folder)
     except OSError as error:
@@ -50,7 +51,7 @@ def roofline(
     from attnbench.store import load_results
 
     frame = load_results(runs)
-    folder = out or _figures_beside(runs[0])
+    folder = _folder(out, runs)
     files = plot_roofline(frame, folder)
     found = shares(frame)
     if json_:
@@ -77,5 +78,10 @@ def draw(frame: Any, folder: Path) -> list[Path]:
     return plot_shapes(frame, folder) if listed else plot_run(frame, folder)
 
 
-def _figures_beside(run: Path) -> Path:
-    return (run if run.is_dir() else run.parent) / "figures"
+def _folder(out: Path | None, runs: Sequence[Path]) -> Path:
+    """Where figures go. Raises UserError for a file."""
+    first = runs[0] if runs[0].is_dir() else runs[0].parent
+    folder = out or first / "figures"
+    if folder.is_file():
+        raise UserError(f"the output folder {folder} is a file")
+    return folder

@@ -121,7 +121,7 @@ def _end(outcome: Outcome, *, total: int, out: Path | None, json_: bool) -> None
     if json_ and not interrupted:
         print(json.dumps(report, indent=1))
     elif outcome.findings and not interrupted:
-        _print_findings(outcome.findings)
+        _print_findings(outcome.findings, out=out)
     if outcome.end is not End.DONE:
         print(_how_to_go_on(outcome, total=total, out=out), file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED if interrupted else Exit.INCONCLUSIVE)
@@ -148,11 +148,11 @@ def _as_json(finding: Finding) -> dict[str, Any]:
     return {"status": status, **dataclasses.asdict(finding)}
 
 
-def _print_findings(found: list[Finding]) -> None:
+def _print_findings(found: list[Finding], *, out: Path | None) -> None:
     from rich.table import Table
 
     from attnbench.markdown import NAMES
-    from attnbench.verification.page import HEADINGS, TITLE, cells, remarks
+    from attnbench.verification.page import HEADINGS, TITLE, cells, remarks, standing
 
     console = make_console()
     table = Table(title=TITLE, title_justify="left")
@@ -163,3 +163,6 @@ def _print_findings(found: list[Finding]) -> None:
     console.print(table)
     for remark in remarks(found):
         console.print(plain(remark), highlight=False)
+    console.print(plain(standing(found)), highlight=False, soft_wrap=True)
+    if out is not None:
+        console.print(plain(f"Page: {out / 'verify.md'}"), highlight=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from attnbench.gate.telling import Teller
 from attnbench.measure.clock import timestamp
 from attnbench.words import count_text, time_text
 
+_UNTOLD = 10.0  # share of the time
 _ALARMS = (Verdict.SLOWER, Verdict.FASTER, Verdict.BROKEN, Verdict.FIXED)
 QUIET = 0.01  # a machine is called quiet in cases whose noise is within it
 
@@ -106,13 +107,18 @@ def measure_noise(
     )
 
 
+def found_from(share: float) -> str:
+    """A slow-down that can be found; from so few processes that it would be many times the time, only that."""
+    return percent_text(share) if share < _UNTOLD else f"over {_UNTOLD * 100:.0f} %"
+
+
 def render(found: Noise, console: Console) -> None:
     """Print a line for each case, the noisiest first, and the sentences."""
     grid = Table(title=f"Noise of {found.device}", title_justify="left")
     for place, name in enumerate(("case", "time", "noise", "found from")):
         grid.add_column(name, justify="right" if place else "left", overflow="fold")
     for name, each in sorted(found.cases.items(), key=lambda item: -item[1].noise):
-        grid.add_row(name, time_text(each.median_ms), percent_text(each.noise), percent_text(each.detectable))
+        grid.add_row(name, time_text(each.median_ms), percent_text(each.noise), found_from(each.detectable))
     console.print(grid)
     for text in sentences(found):
         console.print(Text(text), soft_wrap=True)

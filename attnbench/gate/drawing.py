@@ -19,6 +19,7 @@ from attnbench.comparison.found import Comparison
 from attnbench.comparison.verdicts import Verdict, percent_text
 from attnbench.errors import UserError
 from attnbench.gate import noise
+from attnbench.gate.against_itself import found_from
 from attnbench.markdown import markdown_table
 from attnbench.sweeps.sweep import Sweep
 from attnbench.words import count_text, joined
@@ -86,7 +87,7 @@ def header(sweep: Sweep, pools: Mapping[str, Sequence[pa.Table]]) -> str:
         f"{count_text(len(cases), 'case')}.",
         markdown_table(
             ("case", "noise", "found from, 5 processes a side"),
-            [(n, percent_text(c.noise), percent_text(c.detectable)) for n, c in sorted(cases.items())],
+            [(n, percent_text(c.noise), found_from(c.detectable)) for n, c in sorted(cases.items())],
         ),
     ]
     return "\n\n".join(lines)

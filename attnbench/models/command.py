@@ -150,7 +150,10 @@ def train_step(
             say=say,
             describe=findings.train_line,
         )
-        outcome = run.measure(plan.requests(kind=kind, gpus=1))
+        requests = plan.requests(kind=kind, gpus=1)
+        if (note := planning.rounded(requests, asked=tokens is not None)) is not None:
+            say(note)
+        outcome = run.measure(requests)
     end(
         outcome,
         table=findings.train_table(outcome.rows),

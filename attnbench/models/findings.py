@@ -222,14 +222,14 @@ def _constancy(line: Sequence[Any], length: Callable[[Any], int]) -> str | None:
     known = [row for row in line if row.tokens_per_s is not None]
     if not known:
         return None
-    speeds = [row.tokens_per_s for row in known]
-    low, high = min(map(length, known)), max(map(length, known))
+    slowest, fastest = (pick(known, key=lambda row: row.tokens_per_s) for pick in (min, max))
     name = known[0].attention
-    if low == high:
-        return f"{name} runs at {rate_text(speeds[0])} at {low:,} tokens."
+    if len(set(map(length, known))) == 1:
+        return f"{name} runs at {rate_text(known[0].tokens_per_s)} at {length(known[0]):,} tokens."
     return (
-        f"{name} runs at {rate_text(min(speeds))} to {rate_text(max(speeds))} from {low:,} to {high:,} tokens, "
-        f"{factor(max(speeds) / min(speeds))} from end to end."
+        f"{name} runs at {rate_text(slowest.tokens_per_s)} ({length(slowest):,} tokens) to "
+        f"{rate_text(fastest.tokens_per_s)} ({length(fastest):,}), "
+        f"{factor(fastest.tokens_per_s / slowest.tokens_per_s)} from end to end."
     )
 
 

@@ -27,6 +27,7 @@ from attnbench.models.training import (
     TrainRequest,
 )
 from attnbench.sweeps.values import parse_mechanisms, parse_names, parse_size, parse_sizes
+from attnbench.words import joined
 
 Given = Sequence[str] | None  # the values of an option; None: it was not given
 Kind = str  # "cuda" or "cpu"
@@ -93,6 +94,22 @@ class TrainPlan:
             for attention in _attentions(self.attentions, kind=kind)
             for seq_len in sorted(parse_sizes(list(self.seq_lens or _SEQ_LENS[kind]), axis="--seq-len"))
         ]
+
+
+def rounded(requests: Sequence[TrainRequest], *, asked: bool) -> str | None:
+    """Where a step is not of the tokens that were meant, as it is of whole sequences; None where none is.
+
+    asked: they were given; by default one sequence may be longer without a word.
+    """
+    apart = {
+        request.seq_len: request.tokens_per_step
+        for request in requests
+        if request.tokens_per_step != request.tokens and (asked or request.seq_len < request.tokens)
+    }
+    if not apart:
+        return None
+    found = joined([f"{tokens:,} tokens at length {seq_len:,}" for seq_len, tokens in apart.items()])
+    return f"A step is of whole sequences: {found}, in place of {requests[0].tokens:,}."
 
 
 def train_series(request: TrainRequest) -> tuple[object, ...]:

@@ -120,6 +120,13 @@ class Run(Generic[R]):
                     if reason is not None:
                         missing.append(f"{request.case_id}: {reason}")
                     self._tell(request, reason, count=count + 1, total=len(todo), begun=begun)
+        except KeyboardInterrupt:
+            count = len(self.folder.done() & {request.case_id for request in requests})
+            done_text = f"{count:,} of {count_text(len(requests), 'case')}"
+            self.say(
+                f"stopped: {done_text} are measured and safe in {self.folder.path}; the same command goes on"
+            )
+            raise
         finally:
             if self.folder.done():
                 self.folder.merge()

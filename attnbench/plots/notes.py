@@ -24,15 +24,20 @@ def legend_entries(page: Page) -> list[tuple[str, str]]:
     entries = []
     for name in page.drawn:
         same = [c for c in page.curves if c.mechanism == name and len(c) > 1]
-        scores = [flatness(c.tokens_per_s) for c in same] if page.quantity.flatness else []
-        score = f" ({flatness_words(max(scores))})" if scores else ""
+        known = [(flatness(c.tokens_per_s), c.seq_len[-1] / c.seq_len[0]) for c in same]
+        score = f" ({flatness_words(known)})" if known and page.quantity.flatness else ""
         entries.append((name, f"{short(name, 40)}{score}"))
     return entries
 
 
-def flatness_words(score: float) -> str:
-    """A flatness score in words: `flat within 1.05×`, or `varies 310×` for what nobody would call flat."""
-    if score < 1.5:
+def flatness_words(known: Sequence[tuple[float, float]]) -> str:
+    """How flat curves are: `flat within 1.05×`, or `varies 310×` for what nobody would call flat.
+
+    known: of each its flatness, and its longest over its shortest length. Flat is what changes by less than a half, and
+    by less than the fourth root of what a cost per token like N would make of those lengths.
+    """
+    score = max(flat for flat, _ in known)
+    if all(flat < min(1.5, span**0.25) or flat == 1 for flat, span in known):
         return f"flat within {math.ceil(score * 100 - 1e-9) / 100:.2f}×"
     return f"varies {score:.1f}×" if score < 9.95 else f"varies {score:,.0f}×"
 

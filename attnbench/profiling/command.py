@@ -92,10 +92,16 @@ def cases_of(
 def profile_all(wanted: Request, *, out: Path, tell: Tell) -> list[tuple[Path, Profile]]:
     """Profile every case, each in processes of its own, into folders below `out`; a single one into `out` itself.
 
-    Raises UserError when another attnbench times on the device, or a folder cannot be written.
+    Raises UserError when another attnbench times on the device, or a folder cannot be written or holds a run or a
+    profile already.
     """
     done: list[tuple[Path, Profile]] = []
     folders = folders_of(wanted.cases, out=out)
+    for name in (found.FILE, "run.json"):
+        for folder in dict.fromkeys((out, *folders)):
+            if (folder / name).exists():
+                what = "a profile" if name == found.FILE else "a run"
+                raise UserError(f"the output folder {folder} already holds {what}; choose another")
     with device_lock(wanted.device) as lock:
         start = now_s()
         for number, (case, folder) in enumerate(zip(wanted.cases, folders, strict=True)):

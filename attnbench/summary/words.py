@@ -141,7 +141,10 @@ def standing_words(found: Standings) -> str:
     first = found.standings[0]
     bound = ""
     if first.share is not None:
-        bound = f"; it reaches {first.share:.0%} of its bound, {first.worst_share:.0%} at worst ({first.worst_at})"
+        bound = (
+            f"; it reaches {first.share:.0%} of its bound (geometric mean), {first.worst_share:.0%} at worst "
+            f"({first.worst_at})"
+        )
     return f"{first.mechanism} is fastest at {first.fastest} of {count_text(found.shapes, 'shape')}{bound}."
 
 

@@ -40,10 +40,11 @@ def page(found: Sequence[Finding]) -> str:
     ]
     table = markdown_table([*HEADINGS[:2], "provider", *HEADINGS[2:]], rows)
     said = [f"- {escaped(remark)}" for remark in remarks(found)]
-    return "\n".join([f"# {TITLE}", "", _standing(found), "", table, "", *said]).rstrip() + "\n"
+    return "\n".join([f"# {TITLE}", "", standing(found), "", table, "", *said]).rstrip() + "\n"
 
 
-def _standing(found: Sequence[Finding]) -> str:
+def standing(found: Sequence[Finding]) -> str:
+    """How it stands, in a sentence."""
     devices = ", ".join(sorted({f.device for f in found if f.device})) or "no device"
     wrong = [f"{f.mechanism} in {f.dtype}" for f in found if f.faults]
     by: Counter[Status | None] = Counter(f.status for f in found if not f.faults)

@@ -10,6 +10,7 @@ import pytest
 from attnbench.comparison import ratios
 from attnbench.comparison.verdicts import SIGNIFICANCE
 from attnbench.gate import noise
+from attnbench.gate.against_itself import found_from
 from attnbench.gate.measuring import level
 from attnbench.gate.telling import seconds
 from attnbench.words import duration
@@ -80,3 +81,8 @@ def test_a_span_of_time(text: str, found: float) -> None:
 )
 def test_a_duration_in_words(length: float, text: str) -> None:
     assert duration(length) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0123, "1.23 %"), (9.9, "990 %"), (178e3, "over 1000 %")])
+def test_what_cannot_be_found_is_no_number_of_many_digits(share: float, text: str) -> None:
+    assert found_from(share) == text

@@ -87,9 +87,8 @@ def _run(
         budget_s=budget_s,
         series=planning.train_series,
         blank=lambda request: request.blank(),
-        say=lambda line: None,
         describe=findings.train_line,
-        **options,
+        **{"say": lambda line: None, **options},
     )
     return run.measure(requests)
 
@@ -108,8 +107,10 @@ def test_a_run_goes_on_where_it_stopped_and_repeats_nothing(tmp_path: Path, work
         return _fine(message)
 
     worker.reply = staticmethod(reply)
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        _run(tmp_path)
+        _run(tmp_path, say=said.append)
+    assert said[-1] == f"stopped: 1 of 3 cases are measured and safe in {tmp_path}; the same command goes on"
     assert [row.seq_len for row in records.read(tmp_path, kind=TrainStep)] == [16]
     assert _statuses(_run(tmp_path)) == ["ok"] * 3
     assert asked == [16, 32, 32, 64]
@@ -322,9 +323,9 @@ def test_findings_name_the_faster_one_at_the_longest_common_length() -> None:
         "sdpa", {1024: 60e3, 4096: 7e3, 8192: None}
     )
     assert findings.train_sentences(rows) == [
-        "tiny, checkpointing none: lightning2 runs at 49.0 k tokens/s to 50.0 k tokens/s from 1,024 to 8,192 tokens, "
+        "tiny, checkpointing none: lightning2 runs at 49.0 k tokens/s (4,096 tokens) to 50.0 k tokens/s (1,024), "
         "1.02× from end to end.",
-        "tiny, checkpointing none: sdpa runs at 7.00 k tokens/s to 60.0 k tokens/s from 1,024 to 4,096 tokens, "
+        "tiny, checkpointing none: sdpa runs at 7.00 k tokens/s (4,096 tokens) to 60.0 k tokens/s (1,024), "
         "8.57× from end to end.",
         "tiny, checkpointing none: at 4,096 tokens lightning2 trains at 7.00× the speed of sdpa.",
         "Not measured: train.tiny.sdpa.N8192.T8192.none.fp32: oom: full",
@@ -406,6 +407,23 @@ def test_a_device_that_is_gone_ends_the_run_and_what_died_has_its_row(
         _run(tmp_path)
     (row,) = records.read(tmp_path, kind=TrainStep)
     assert (row.seq_len, row.status) == (16, "crashed")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seq_lens", "asked", "note"),
+    [
+        (256, (64, 128), True, None),
+        (256, (100,), True, "A step is of whole sequences: 300 tokens at length 100, in place of 256."),
+        (256, (100,), False, "A step is of whole sequences: 300 tokens at length 100, in place of 256."),
+        (64, (64, 100), True, "A step is of whole sequences: 100 tokens at length 100, in place of 64."),
+        (64, (64, 100), False, None),
+    ],
+)
+def test_tokens_that_are_no_whole_sequences_are_told(
+    tokens: int, seq_lens: tuple[int, ...], asked: bool, note: str | None
+) -> None:
+    requests = [dataclasses.replace(BASE, tokens=tokens, seq_len=n) for n in seq_lens]
+    assert planning.rounded(requests, asked=asked) == note
 
 
 def test_another_loss_or_seed_is_another_case() -> None:

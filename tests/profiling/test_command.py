@@ -120,6 +120,25 @@ def test_a_busy_device_is_left_alone(
     assert "is timing on cpu" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "what"), [("profile.json", "a profile"), ("run.json", "a run")])
+@pytest.mark.parametrize("lengths", ["64", "64,128"], ids=["one", "several"])
+def test_what_is_there_is_not_written_over(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    what: str,
+    lengths: str,
+) -> None:
+    (tmp_path / name).write_text("mine")
+    code = _attnbench(monkeypatch, "profile", "sdpa", "--seq-len", lengths, "--device", "cpu", "-o", tmp_path)
+    assert code == 2
+    said = f"error: the output folder {tmp_path} already holds {what}; choose another\n"
+    assert capsys.readouterr().err == said
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_a_mechanism_without_a_provider_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
