@@ -888,7 +888,9 @@ def test_verify_prints_a_table(call: Call) -> None:
     (absent,) = (cells for cells in table if "flash2" in cells)
     assert (absent[3], absent[-2]) == ("0", "unsupported")
     assert "flash2 fp32: no provider for cpu; it runs on cuda" in done.out
-    assert done.out.splitlines()[-1].endswith(" 1 pair of mechanism and dtype right; none wrong; 1 unsupported.")
+    assert done.out.splitlines()[-1].endswith(
+        " 1 pair of mechanism and dtype right; none wrong; 1 unsupported."
+    )
     assert done.err.splitlines()[0].startswith(
         "[1/6] lightning2.fwd-bwd.B2-H3-N1-D16-E8.fp32: right, largest"
     )
