@@ -204,9 +204,14 @@ CASE_IDS = [
 ]
 
 
-def test_a_reader_that_has_read_enough_is_no_regression() -> None:
-    file = str(Path(__file__).parents[1] / "results/h200/crossover.parquet")
-    command = [sys.executable, "-m", "attnbench", "compare", file, file, "--all"]
+CROSSOVER = str(Path(__file__).parents[1] / "results/h200/crossover.parquet")
+
+
+@pytest.mark.parametrize(
+    "words", [["compare", CROSSOVER, CROSSOVER, "--all"], ["--help"]], ids=["compare", "help"]
+)
+def test_a_reader_that_has_read_enough_is_no_regression(words: list[str]) -> None:
+    command = [sys.executable, "-m", "attnbench", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.close()

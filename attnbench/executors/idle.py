@@ -38,10 +38,10 @@ class _Idle:
     kind: dict[str, Any] = field(default_factory=dict)
     waits: bool = False
 
-    def lock(self, kind: str) -> Descriptors:
-        if kind not in self.held:
-            self.held[kind] = self.locks.enter_context(device_lock(kind))
-        return self.held[kind]
+    def lock(self, device: str) -> Descriptors:
+        if device not in self.held:
+            self.held[device] = self.locks.enter_context(device_lock(device))
+        return self.held[device]
 
     def take(self, kind: dict[str, Any]) -> Any | None:
         """The one that waits, if it is of this kind; one of another kind goes, and its part of the device with it."""
@@ -77,13 +77,16 @@ def between_runs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(kind: str) -> Iterator[Descriptors]:
-    """The lock of all devices of `kind`, as `device_lock` has it. Raises UserError when another process holds one."""
+def lock(device: str) -> Iterator[Descriptors]:
+    """The lock of all devices, "cuda" or "cpu", as `device_lock` has it.
+
+    Raises UserError when another process holds one.
+    """
     idle = _IDLE.get()
     if idle is not None:
-        yield idle.lock(kind)
+        yield idle.lock(device)
         return
-    with device_lock(kind) as descriptors:
+    with device_lock(device) as descriptors:
         yield descriptors
 
 

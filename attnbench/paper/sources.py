@@ -205,10 +205,10 @@ class Measuring:
     def _there(self, preset: str) -> set[str]:
         """The cases that a run has a row of."""
         path = self.folder / preset
-        shards = {file.stem for file in (path / "shards").glob("*.parquet")}
-        if shards or not (path / "run.json").is_file():
-            return shards
-        return {row["case_id"] for row in read_run(path).merged_rows()}
+        if not (path / "run.json").is_file():
+            return set()
+        run = read_run(path)
+        return run.done() or {row["case_id"] for row in run.merged_rows()}
 
 
 # ------------------------------------------------------------------------------------------------------------
