@@ -8,6 +8,7 @@ import re
 import shlex
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,30 @@ def test_what_readme_states_of_the_gate_on_a_branch() -> None:
     assert all((case in slower) == case.startswith("lightning1.") for case in verdicts)
     said = f"named exactly the {len(slower)} cases of Lightning-1, in {branch['seconds']:.0f} s"
     assert said in " ".join(README.split())
+
+
+def test_what_readme_states_of_measuring_again_on_another_host() -> None:
+    names = ("paper-fig3", "paper-readme", "paper-tnl-fig4", "constant-speed", "decode")
+    graph, long, short = [], [], []
+    for name in names:
+        before, after = (
+            load_results(ROOT / f"results/h200/{folder}{name}.parquet").set_index("case_id")["median_ms"]
+            for folder in ("", "paper-all/")
+        )
+        ratio = (after / before).dropna()
+        if name == "decode":
+            graph += list(ratio)
+        else:
+            long += list(ratio[before >= 0.5])
+            short += list(ratio[before < 0.5])
+    said = " ".join(README.split())
+    assert f"the {len(graph)} of `decode`, replayed as graphs, differ by {_span(graph)}" in said
+    assert f"of the {len(long)} others of half a millisecond or longer by {_span(long)}" in said
+    assert f"but the {len(short)} shorter ones take up to {max(short):.1f} times as long" in said
+
+
+def _span(ratios: Sequence[float]) -> str:
+    return f"{100 * (min(ratios) - 1):+.1f} % to {100 * (max(ratios) - 1):+.1f} %"
 
 
 def test_how_many_claims_hold_as_readme_states() -> None:

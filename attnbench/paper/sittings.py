@@ -83,5 +83,5 @@ def words(every: Sequence[Sitting]) -> str:
     when = (
         f"in {count_text(len(every), 'sitting')} ({', '.join(days)})" if len(every) > 1 else f"on {days[0]}"
     )
-    parts = [f"{what} {duration(s)}" for what, s in sorted(total.items(), key=lambda item: -item[1])]
+    parts = [f"{duration(s)} for {what}" for what, s in sorted(total.items(), key=lambda item: -item[1])]
     return f"Measuring took {duration(sum(total.values()))}, {when}: {'; '.join(parts)}."

@@ -41,11 +41,11 @@ def test_each_sitting_is_kept_with_what_it_measured(
         Sitting(began=second.began, seconds={"decode": 33.0}),
     ]
     assert words(found[:1]) == (
-        "Measuring took 4 min 21 s, on 2030-01-01: paper-fig3 3 min 20 s; model losses 1 min 1 s."
+        "Measuring took 4 min 21 s, on 2030-01-01: 3 min 20 s for paper-fig3; 1 min 1 s for model losses."
     )
     assert words(found) == (
-        "Measuring took 4 min 54 s, in 2 sittings (2030-01-01, 2030-01-02): paper-fig3 3 min 20 s; model losses "
-        "1 min 1 s; decode 33 s."
+        "Measuring took 4 min 54 s, in 2 sittings (2030-01-01, 2030-01-02): 3 min 20 s for paper-fig3; "
+        "1 min 1 s for model losses; 33 s for decode."
     )
 
 
