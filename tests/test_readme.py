@@ -17,6 +17,7 @@ from rich.console import Console
 from attnbench import load_results, summary
 from attnbench.cli import app
 from attnbench.models.records import Inference, TrainStep, kind_of, read
+from attnbench.paper.sittings import sittings, took_table, words
 from attnbench.parallel.findings import efficiencies
 from attnbench.parallel.records import ParallelCase
 from attnbench.registry import find
@@ -221,6 +222,16 @@ def test_what_readme_states_of_the_gate_on_a_branch() -> None:
     assert all((case in slower) == case.startswith("lightning1.") for case in verdicts)
     said = f"named exactly the {len(slower)} cases of Lightning-1, in {branch['seconds']:.0f} s"
     assert said in " ".join(README.split())
+
+
+def test_paper_all_took_less_than_a_quarter_of_an_hour_as_its_page_says() -> None:
+    (sitting,) = sittings(ROOT / "results/h200/paper-all/paper")
+    assert sum(sitting.seconds.values()) < 15 * 60
+    assert len(sitting.seconds) == 12
+    for name in ("README.md", "index.html"):
+        page = (ROOT / "reports/h200/paper-all" / name).read_text(encoding="utf-8")
+        assert words([sitting]) in page
+        assert all(cell in page for row in took_table([sitting]).rows for cell in row)
 
 
 def test_what_readme_states_of_measuring_again_on_another_host() -> None:

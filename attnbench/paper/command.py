@@ -113,9 +113,9 @@ def reproduce(
         done.append(_reproduce(figure, there, why=why, out=wanted.out))
     if wanted.all:
         command = shlex.join(["attnbench", "paper", "all", *_shown(wanted)])
-        took = sittings.words(_sittings(wanted))
-        page.write(wanted.out / "README.md", page.summary_markdown(done, command=command, took=took))
-        page.write(wanted.out / "index.html", page.summary_html(done, command=command, took=took))
+        measured = _sittings(wanted)
+        page.write(wanted.out / "README.md", page.summary_markdown(done, command=command, measured=measured))
+        page.write(wanted.out / "index.html", page.summary_html(done, command=command, measured=measured))
     return tuple(done)
 
 

@@ -10,6 +10,7 @@ from attnbench.errors import UserError
 from attnbench.paper.deviations import Deviation, Verdict, hardware_words, verdict_words
 from attnbench.paper.figures import Figure
 from attnbench.paper.lines import Line
+from attnbench.paper.sittings import Sitting, took_table, words
 from attnbench.paper.tables import Table, claims_table, value_tables
 from attnbench.report.page import Section, items, plain, plain_page, table, text
 from attnbench.words import count_text
@@ -22,6 +23,7 @@ _SHARDED = (
     "The same commands train on several GPUs (FSDP2) under torchrun, with tokens of a step for each of them: "
     "`torchrun --nproc-per-node 2 -m attnbench model train-step --size 3B --seq-len 1k,32k --tokens 128k`."
 )
+_TOOK = "What measuring took"
 _WIDE = dict.fromkeys((0, 3, 4), "wide")  # columns of sentences
 
 
@@ -121,8 +123,8 @@ def figure_markdown(done: Reproduced) -> str:
     )
 
 
-def summary_markdown(done: Sequence[Reproduced], *, command: str, took: str = "") -> str:
-    """One page of all figures. took: how long measuring took, where it is known."""
+def summary_markdown(done: Sequence[Reproduced], *, command: str, measured: Sequence[Sitting] = ()) -> str:
+    """One page of all figures. measured: in which sittings, where it is known."""
     rows = tuple(
         (f"[{each.figure.name}]({each.figure.name}.md)", each.figure.title, each.figure.paper, each.sentence)
         for each in done
@@ -141,7 +143,7 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str, took: str = ""
             "",
             f"`{command}`. {overall(done)}",
             "",
-            *([took, ""] if took else []),
+            *([words(measured), ""] if measured else []),
             Table(title="", headings=("figure", "what", "from", "here"), rows=rows).markdown(),
             "",
             *(["## What does not hold here", "", *failing, ""] if failing else []),
@@ -153,17 +155,18 @@ def summary_markdown(done: Sequence[Reproduced], *, command: str, took: str = ""
             ],
             "",
             *[part for picture in pictures for part in (picture, "")],
+            *([f"## {_TOOK}", "", took_table(measured).markdown(), ""] if measured else []),
         ]
     )
 
 
-def summary_html(done: Sequence[Reproduced], *, command: str, took: str = "") -> str:
+def summary_html(done: Sequence[Reproduced], *, command: str, measured: Sequence[Sitting] = ()) -> str:
     """The same page for a browser, with the claims of each figure."""
     return plain_page(
         "The papers' figures, published and measured",
         asked=command,
-        answer=[overall(done), *([took] if took else [])],
-        sections=[_section(each) for each in done],
+        answer=[overall(done), *([words(measured)] if measured else [])],
+        sections=[*map(_section, done), *([_took(measured)] if measured else [])],
     )
 
 
@@ -228,3 +231,9 @@ def _section(done: Reproduced) -> Section:
             ]
         ),
     )
+
+
+def _took(measured: Sequence[Sitting]) -> Section:
+    took = took_table(measured)
+    rows = [[plain(cell) for cell in row] for row in took.rows]
+    return Section(anchor="took", title=_TOOK, html=table(took.headings, rows))

@@ -12,6 +12,7 @@ from typing import Final
 from attnbench.errors import UserError
 from attnbench.executors.run_folder import write_json
 from attnbench.measure.clock import now_s, timestamp
+from attnbench.paper.tables import Table
 from attnbench.words import count_text, duration
 
 FILE: Final = "sittings.json"
@@ -72,16 +73,34 @@ def sittings(folder: Path) -> list[Sitting]:
 
 
 def words(every: Sequence[Sitting]) -> str:
-    """How long all of it took, and what took longest first; empty where nothing is known."""
+    """How long all of it took, and when that was; empty where nothing is known."""
     if not every:
         return ""
-    total: dict[str, float] = {}
-    for each in every:
-        for what, seconds in each.seconds.items():
-            total[what] = total.get(what, 0.0) + seconds
     days = list(dict.fromkeys(each.began[:10] for each in every))
     when = (
         f"in {count_text(len(every), 'sitting')} ({', '.join(days)})" if len(every) > 1 else f"on {days[0]}"
     )
-    parts = [f"{duration(s)} for {what}" for what, s in sorted(total.items(), key=lambda item: -item[1])]
-    return f"Measuring took {duration(sum(total.values()))}, {when}: {'; '.join(parts)}."
+    return f"Measuring took {duration(sum(_total(every).values()))}, {when}."
+
+
+def took_table(every: Sequence[Sitting]) -> Table:
+    """What was measured by which command and how long that took over all sittings, the longest first."""
+    longest = sorted(_total(every).items(), key=lambda item: -item[1])
+    return Table(
+        title="",
+        headings=("attnbench", "took"),
+        rows=tuple((_command(what), duration(seconds)) for what, seconds in longest),
+    )
+
+
+def _total(every: Sequence[Sitting]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for each in every:
+        for what, seconds in each.seconds.items():
+            total[what] = total.get(what, 0.0) + seconds
+    return total
+
+
+def _command(what: str) -> str:
+    """A run is named by its preset, a recording of models by its command."""
+    return what if " " in what else f"sweep {what}"

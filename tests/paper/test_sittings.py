@@ -9,7 +9,7 @@ import pytest
 
 from attnbench.errors import UserError
 from attnbench.paper import sittings
-from attnbench.paper.sittings import Sitting, Stopwatch, words
+from attnbench.paper.sittings import Sitting, Stopwatch, took_table, words
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def test_each_sitting_is_kept_with_what_it_measured(
         Sitting(began=first.began, seconds={"paper-fig3": 200.0, "model losses": 61.0}),
         Sitting(began=second.began, seconds={"decode": 33.0}),
     ]
-    assert words(found[:1]) == (
-        "Measuring took 4 min 21 s, on 2030-01-01: 3 min 20 s for paper-fig3; 1 min 1 s for model losses."
-    )
-    assert words(found) == (
-        "Measuring took 4 min 54 s, in 2 sittings (2030-01-01, 2030-01-02): 3 min 20 s for paper-fig3; "
-        "1 min 1 s for model losses; 33 s for decode."
+    assert words(found[:1]) == "Measuring took 4 min 21 s, on 2030-01-01."
+    assert words(found) == "Measuring took 4 min 54 s, in 2 sittings (2030-01-01, 2030-01-02)."
+    assert took_table(found).rows == (
+        ("sweep paper-fig3", "3 min 20 s"),
+        ("model losses", "1 min 1 s"),
+        ("sweep decode", "33 s"),
     )
 
 
