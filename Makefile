@@ -27,7 +27,7 @@ sweep: $(INSTALLED)
 	$(BIN)/attnbench sweep quick
 
 test: $(TESTABLE)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(TESTABLE)
 	$(BIN)/python -m pytest benchmarks/

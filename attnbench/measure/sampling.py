@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from attnbench.case import Protocol, Timing
 from attnbench.measure.clock import Call, Clock, now_s
 from attnbench.stats import relative_half_width, summarize
 
-_BATCH_MS = 60.0  # device work between two looks at the stopping rule and at the telemetry
-_BATCH_MAX = 200
+_BATCH_MS = 60.0  # of work between two looks at the stopping rule and at the telemetry
+_BATCH_MAX, _WARM_UP_BATCH_MAX = 200, 20
 _LONG_MS = 300.0  # a check that took so long has warmed the device up, and another call would cost a sample
 
 
@@ -18,7 +19,9 @@ class CaseTimeoutError(Exception):
 
 
 def warm_up(call: Call, *, clock: Clock, protocol: Protocol, checked_ms: float = 0.0) -> float:
-    """Call until `warmup_s` have passed; the milliseconds of one call, to plan batches by.
+    """Call until `warmup_s` have passed; the milliseconds that a sample takes, to plan batches by.
+
+    What clears the cache is part of that: on a CPU it takes longer than a short call does by far.
 
     checked_ms: of the call that was checked last, a backward's forward included. One that took so long, and by which
     the floor of samples fits, is all the warming up and the estimate.
@@ -27,16 +30,19 @@ def warm_up(call: Call, *, clock: Clock, protocol: Protocol, checked_ms: float =
     """
     if checked_ms >= _LONG_MS and _floor_s(checked_ms, protocol) <= protocol.limit_s:
         return checked_ms
-    estimate = clock.once(call)
-    if _floor_s(estimate, protocol) > protocol.limit_s:
+    call_ms = clock.once(call)
+    if _floor_s(call_ms, protocol) > protocol.limit_s:
         raise CaseTimeoutError(
-            f"one call takes {estimate / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
+            f"one call takes {call_ms / 1e3:.2f} s: {protocol.min_samples_floor} samples do not fit the case "
             f"limit of {protocol.limit_s:g} s"
         )
+    least_ms = math.inf
     deadline = now_s() + protocol.warmup_s
-    while now_s() < deadline:
-        estimate = min(estimate, *clock.batch(call, _batch_size(estimate, at_most=20)))
-    return estimate
+    while (begun := now_s()) < deadline:
+        count = _batch_size(min(least_ms, call_ms), at_most=_WARM_UP_BATCH_MAX)
+        clock.batch(call, count)
+        least_ms = min(least_ms, (now_s() - begun) * 1e3 / count)
+    return least_ms if math.isfinite(least_ms) else call_ms
 
 
 def _floor_s(call_ms: float, protocol: Protocol) -> float:
