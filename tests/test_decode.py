@@ -496,12 +496,13 @@ def test_the_preset_on_a_machine_without_a_gpu(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["--device", "cpu", "--seq-len", "256,4k", "--batch", "2", "-m", "lightning2,sdpa,lightning1"]
     monkeypatch.setattr(
-        sys, "argv", ["attnbench", "sweep", "decode", *options, "--cap-s", "0.2", "-o", "run"]
+        sys, "argv", ["attnbench", "sweep", "decode", *options, "--cap-s", "0.2", "-o", "run", "--resume"]
     )
     with pytest.raises(SystemExit) as end:
         cli.main()
     printed = capsys.readouterr()
     assert end.value.code in (0, None), printed.err
+    assert "There is no run in run yet: it begins there.\n" in printed.err
     assert "Decode, batch 2, 4 heads, head dim 32, fp32, causal" in printed.out
     assert (
         "lightning1 (decode): unsupported at every length (2 cases): workload decode is not defined"

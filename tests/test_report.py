@@ -169,6 +169,16 @@ def test_figures_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert len(kept) + len(found["left_out"]) == 4
 
 
+def test_the_answer_of_the_page_is_printed(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.parquet", grid(["lightning2"], lengths=(128, 256), workloads=("fwd",)))
+    words = ["report", str(path), "--no-figures", "-o", str(tmp_path / "it.html")]
+    printed = CliRunner().invoke(app, words).stdout.splitlines()
+    answer = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["answer"]
+    assert printed == [*answer, f"Report: {tmp_path / 'it.html'}"]
+    assert answer[0] == "Forward, lightning2 is fastest from 128 to 256 tokens (nothing else was measured)."
+    assert all(said in (tmp_path / "it.html").read_text() for said in answer)
+
+
 def test_crossings_are_in_the_answer_and_in_a_table() -> None:
     """The second sentence says where the lead changes hands; the table has every pair."""
     html = command.report([ROOT / "results" / "h200" / "crossover.parquet"], figures=False).html

@@ -97,6 +97,17 @@ def test_a_mechanism_alone_is_told_too() -> None:
     assert "a runs at" not in printed(*(row(name, n, 1.0) for n in (512, 1024) for name in ("a", "b")))
 
 
+def test_what_was_measured_beside_nothing_is_not_called_fastest() -> None:
+    """As when runs of different lengths are drawn together; what failed there was beaten."""
+    rows = [*crossing(), row("lightning2", 4096, 1.0), row("lightning2", 8192, 1.0)]
+    text = said(*rows)
+    assert "lightning2 from 1,024 to 2,048, lightning2 alone was measured from 4,096 to 8,192." in text
+    assert printed(*rows).count("nothing else was measured") == 2
+    tried = [*rows, *(row("flash2", n, None, status="timeout") for n in (4096, 8192))]
+    assert "lightning2 from 1,024 to 8,192." in said(*tried)
+    assert "nothing else was measured" not in printed(*tried)
+
+
 def test_flatness_in_words() -> None:
     (section,) = summarize_run(frame(*crossing())).sections
     assert [each.mechanism for each in section.flatness] == ["flash2", "lightning2"]

@@ -152,6 +152,8 @@ def _measure(grid: Sweep, *, engine: Engine, out: Path | None, resume: bool, plo
 
     path = folder_of(grid.name, out=out, resume=resume)
     console = make_console(stderr=True)
+    if resume and not path.exists():
+        print(f"There is no run in {path} yet: it begins there.", file=sys.stderr)
     try:
         outcome = run_sweep(
             grid,

@@ -10,9 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 from attnbench.paper.claims import Claim, by_series
-from attnbench.paper.figures import Figure
+from attnbench.paper.figures import Figure, find
 from attnbench.paper.lines import Line, Origin
 from attnbench.words import count_text, joined
+
+_LENDER = "the authors' repository"  # whose points stand in for those of a figure that prints none
 
 
 class Verdict(StrEnum):
@@ -80,11 +82,13 @@ def verdict_words(found: Iterable[Deviation]) -> str:
 
 
 def hardware_words(figure: Figure, device: str) -> str:
-    """The difference of hardware, in one or two sentences; empty where nothing was measured."""
+    """The difference of hardware, in a few sentences; empty where nothing was measured."""
     if not device:
         return ""
     other = " That is other hardware." if "A100" in figure.hardware and "A100" not in device else ""
-    return f"Published: {figure.hardware}. Here: {device}.{other} {figure.difference}"
+    lent = dict.fromkeys(find(each.figure).hardware for each in figure.borrows)
+    drawn = f"; the hollow points are of {_LENDER}, {joined(list(lent))}" if lent else ""
+    return f"Published: {figure.hardware}{drawn}. Here: {device}.{other} {figure.difference}"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -98,7 +102,7 @@ def _published(claim: Claim, figure: Figure, panel: str, published: Sequence[Lin
     first = [line for line in there if line.edition == there[0].edition]
     judged = claim.judge(by_series(first), quantity=figure.panel_of(where).quantity)
     note = " (corrected)" if first[0].origin is Origin.CORRECTED else ""
-    note = note or (" (the authors' repository)" if figure.borrows else "")
+    note = note or (f" ({_LENDER})" if figure.borrows else "")
     return None if judged.holds is None else f"{judged.said}{note}"
 
 

@@ -176,7 +176,16 @@ def overall(done: Sequence[Reproduced]) -> str:
     said = verdict_words(claims)
     left = list(dict.fromkeys(said for each in done for said in each.left))
     more = f" {left_words(left)[:1].upper()}{left_words(left)[1:]}." if left else ""
-    return f"{count_text(len(done), 'figure')}; {said}.{more}"
+    return f"{count_text(len(done), 'figure')}; {said}.{_counted(done)}{more}"
+
+
+def _counted(done: Sequence[Reproduced]) -> str:
+    """Why there are more claims than the papers make, where that is so."""
+    claims = sum(len(each.deviations) for each in done)
+    made = sum(len(claim.panels) for each in done for claim in each.figure.claim)
+    if claims <= made:
+        return ""
+    return f" The papers make {made:,}; one counts again for each setting that it was measured with."
 
 
 def how(figure: Figure) -> list[str]:

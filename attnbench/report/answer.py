@@ -108,7 +108,9 @@ def _lead(sections: Sequence[Section]) -> str:
     """Who leads in a workload: over which lengths, or in how many points where there are several curves."""
     if len(sections) == 1:
         return fastest_words(sections[0])
-    counts = Counter(leader.mechanism for section in sections for leader in section.leaders)
+    every = [leader for section in sections for leader in section.leaders]
+    beside = [leader for leader in every if not leader.alone]
+    counts = Counter(leader.mechanism for leader in beside or every)
     total = sum(counts.values())
     (first, most), *others = counts.most_common()
     rest = joined([f"{name} at {count:,}" for name, count in others]) if others else ""

@@ -13,14 +13,14 @@ from attnbench.comparison.comparing import THRESHOLD, compare
 from attnbench.comparison.words import closing
 from attnbench.errors import UserError
 from attnbench.plots import plot_roofline, plot_run, plot_shapes
-from attnbench.report.answer import head
+from attnbench.report.answer import Head, head
 from attnbench.report.data import document
 from attnbench.report.page import packed, page
 from attnbench.report.sections import comparison_section, findings_section, machine_section
 from attnbench.semantics import TOLERANCES
 from attnbench.shapes import lists_shapes
 from attnbench.store import load_results
-from attnbench.summary import summarize_run
+from attnbench.summary import Summary, summarize_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,10 @@ FIGURE_BYTES = 300_000  # of all figures in a page together, compressed; the pag
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report as text, and which figures did not fit into it."""
+    """A report as text, its answer in two sentences, and which figures did not fit into it."""
 
     html: str
+    answer: tuple[str, str]
     left_out: tuple[str, ...]
 
 
@@ -70,7 +71,11 @@ def report(
         drawn = _figures(frame)
     kept, left_out = _fitting(drawn)
     tell("writing the page")
-    return Report(html=_page(frame, found, figures=kept), left_out=left_out)
+    summary = summarize_run(frame)
+    top = head(frame, summary, compared=None if found is None else closing(found))
+    return Report(
+        html=_page(frame, summary, found, top=top, figures=kept), answer=top.answer, left_out=left_out
+    )
 
 
 def save(html: str, path: Path) -> None:
@@ -97,10 +102,11 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["started_at", "case_id"], kind="stable", ignore_index=True)
 
 
-def _page(frame: pd.DataFrame, found: Comparison | None, *, figures: dict[str, str]) -> str:
-    summary = summarize_run(frame)
+def _page(
+    frame: pd.DataFrame, summary: Summary, found: Comparison | None, *, top: Head, figures: dict[str, str]
+) -> str:
     return page(
-        head(frame, summary, compared=None if found is None else closing(found)),
+        top,
         data=document(frame, tolerances=TOLERANCES),
         figures=figures,
         before=[] if found is None else [comparison_section(found)],

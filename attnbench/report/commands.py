@@ -60,8 +60,10 @@ def report(
     command.save(made.html, path)
     if json_:
         size = len(made.html.encode())
-        print(json.dumps({"report": str(path), "bytes": size, "left_out": list(made.left_out)}, indent=1))
+        about = {"report": str(path), "bytes": size, "answer": list(made.answer)}
+        print(json.dumps({**about, "left_out": list(made.left_out)}, indent=1))
         return
+    print("\n".join(made.answer))
     print(f"Report: {path}")
     if made.left_out:
         print(

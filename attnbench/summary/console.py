@@ -139,7 +139,7 @@ def _render_rest(summary: Summary, console: Console) -> None:
 
 def _ahead(leader: Leader) -> str:
     if leader.next is None or leader.ahead is None:
-        return ""
+        return "nothing else was measured" if leader.alone else ""
     by = f"{leader.next} takes {factor(leader.ahead)} the time"
     return by if leader.clear else f"{by} (intervals overlap)"
 

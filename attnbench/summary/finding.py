@@ -44,26 +44,29 @@ def summarize_run(frame: pd.DataFrame) -> Summary:
 def _sections(found: Sequence[Curve]) -> Iterable[Section]:
     for workload in dict.fromkeys(c.workload for c in found):
         for group in groups(c for c in found if c.workload == workload):
-            same = [c for c in found if (c.workload, c.group) == (workload, group) and len(c)]
-            if same:
-                yield _section(same, workload=workload, group=group)
+            asked = [c for c in found if (c.workload, c.group) == (workload, group)]
+            if any(len(c) for c in asked):
+                yield _section(asked, workload=workload, group=group)
 
 
-def _section(same: Sequence[Curve], *, workload: str, group: Group) -> Section:
+def _section(asked: Sequence[Curve], *, workload: str, group: Group) -> Section:
+    same = [c for c in asked if len(c)]
+    failed = {gap.seq_len for c in asked for gap in c.gaps}
     lengths = sorted({int(n) for c in same for n in c.seq_len})
     flat = [_flatness(c) for c in same]
     energy = [each for c in same if (each := _energy(c)) is not None]
     return Section(
         workload=workload,
         group=group,
-        leaders=tuple(_leader(same, n) for n in lengths),
+        leaders=tuple(_leader(same, n, failed=n in failed) for n in lengths),
         flatness=tuple(sorted(flat, key=_flat_order)),
         crossovers=tuple(crossing for a, b in combinations(same, 2) for crossing in crossovers(a, b)),
         energy=tuple(sorted(energy, key=lambda each: (each.joules_per_million_tokens, each.mechanism))),
     )
 
 
-def _leader(same: Sequence[Curve], seq_len: int) -> Leader:
+def _leader(same: Sequence[Curve], seq_len: int, *, failed: bool) -> Leader:
+    """failed: a mechanism that was asked for at this length has no time there."""
     here = [(c, int(i)) for c in same for i in (c.seq_len == seq_len).nonzero()[0]]
     here.sort(key=lambda at: (at[0].median_ms[at[1]], at[0].mechanism))
     (c, i), after = here[0], here[1] if len(here) > 1 else None
@@ -77,6 +80,7 @@ def _leader(same: Sequence[Curve], seq_len: int) -> Leader:
         next=after[0].mechanism if after else None,
         ahead=float(after[0].median_ms[after[1]] / c.median_ms[i]) if after else None,
         clear=_clear(c, i, *after) if after else None,
+        alone=after is None and not failed,
     )
 
 

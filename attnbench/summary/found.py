@@ -23,6 +23,9 @@ class Leader:
     next: str | None
     ahead: float | None
     clear: bool | None  # do the intervals of the two leave a space? None without a next one
+    alone: (
+        bool  # was nothing else asked for at this length? What was, and has no time, is in `Summary.missing`
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -57,13 +58,23 @@ def findings(section: Section) -> list[str]:
 
 def fastest_words(section: Section) -> str:
     """Who leads over which lengths: `flash2 is fastest at 512 tokens, lightning2 from 1,024 to 8,192`."""
+    beside = [leader for leader in section.leaders if not leader.alone]
     parts: list[str] = []
-    for mechanism, run in groupby(section.leaders, key=lambda leader: leader.mechanism):
-        lengths = [leader.seq_len for leader in run]
-        span = f"at {lengths[0]:,}" if len(lengths) == 1 else f"from {lengths[0]:,} to {lengths[-1]:,}"
+    for mechanism, run in groupby(beside or section.leaders, key=lambda leader: leader.mechanism):
+        span = _span([leader.seq_len for leader in run])
         parts.append(f"{mechanism} is fastest {span} tokens" if not parts else f"{mechanism} {span}")
-    alone = "" if any(leader.next for leader in section.leaders) else " (nothing else was measured)"
-    return f"{', '.join(parts)}{alone}"
+    if not any(leader.next for leader in section.leaders):
+        return f"{', '.join(parts)} (nothing else was measured)"
+    alone = [leader for leader in section.leaders if leader.alone]
+    parts += [
+        f"{mechanism} alone was measured {_span([leader.seq_len for leader in run])}"
+        for mechanism, run in groupby(alone, key=lambda leader: leader.mechanism)
+    ]
+    return ", ".join(parts)
+
+
+def _span(lengths: Sequence[int]) -> str:
+    return f"at {lengths[0]:,}" if len(lengths) == 1 else f"from {lengths[0]:,} to {lengths[-1]:,}"
 
 
 def flattest_words(section: Section) -> list[str]:

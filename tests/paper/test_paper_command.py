@@ -78,6 +78,21 @@ def test_the_summary_links_what_is_there_and_says_what_does_not_hold(
     for picture in (path for each in done for path in each.pictures if path.suffix == ".png"):
         assert f'src="{picture.name}"' in page
     assert "<script" not in page
+    judged = sum(len(each.deviations) for each in done)
+    made = sum(row["claims"] for row in command.listing())
+    assert judged > made
+    said = f"The papers make {made:,}; one counts again for each setting that it was measured with."
+    assert said in summary
+    assert said in page
+
+
+def test_points_of_another_source_are_called_so(everything: tuple[Path, tuple[Any, ...]]) -> None:
+    out, _ = everything
+    for name in ("fig3", "tnl-fig4"):
+        assert (
+            "Published: one A100-80G; the hollow points are of the authors' repository, a GPU that is not named, an "
+            "A100 by its dates. Here: NVIDIA H200. That is other hardware."
+        ) in (out / f"{name}.md").read_text()
 
 
 def test_the_page_of_a_figure_has_claims_values_and_errata(everything: tuple[Path, tuple[Any, ...]]) -> None:
