@@ -20,10 +20,12 @@ from PIL import Image, ImageChops
 import attnbench.plots
 from attnbench.case import Case, Status
 from attnbench.catalogue import BUILT_IN
+from attnbench.curves import curves as make_curves
 from attnbench.errors import UserError
 from attnbench.plots import canvas, curves, plot_run
 from attnbench.plots.looks import STYLES, style_of
 from attnbench.plots.notes import flatness_words
+from attnbench.plots.page import pages_of
 from attnbench.plots.quantities import QUANTITIES
 from attnbench.plots.signs import SIGNS
 from attnbench.store import COLUMNS, SCHEMA
@@ -258,6 +260,18 @@ def test_without_intervals_or_device(tmp_path: Path) -> None:
     results = frame(bare)
     results.attrs = {}
     assert len(plot_run(results, tmp_path, formats=("png",))) == 3
+
+
+def test_bands_stay_inside_of_their_axis() -> None:
+    wide = {"ci_low_ms": 0.001, "ci_high_ms": 900.0}
+    rows = [row("lightning2", n, 1.0, **(wide if n == 512 else {})) for n in (512, 1024)]
+    found = make_curves(frame(*rows))
+    for quantity in QUANTITIES:
+        (page,) = pages_of(found, quantity=quantity, providers={}, protocol="")
+        ends = [float(end[0]) for end in (quantity.ends(found[0]) if quantity.ends else ())]
+        if not ends:  # memory has no interval
+            continue
+        assert page.y[0] < min(ends) < max(ends) < page.y[1]
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_points_are_rates_over_intensity(tmp_path: Path, drawn: dict[str, Figure
     paths = [written(tmp_path / f"{run}.parquet", cases, run=run) for run in ("one", "two")]
     plot_roofline(load_results(paths), tmp_path, formats=("svg",))
     [axes] = drawn["roofline.fwd.svg"].axes
+    device = load_results(paths)["device"].iloc[0]
+    assert any(f"{device}; ceilings" in text.get_text() for text in drawn["roofline.fwd.svg"].texts)
     roof, *marks = axes.lines
     points = [point for line in marks for point in xy(line)]
     assert points == [pytest.approx((rate, rate)) for rate in (47, 47, 48)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def test_the_figure_is_the_same_every_time(kind: str, frame: pd.DataFrame, tmp_p
     assert first.read_bytes() == second.read_bytes()
     (other,) = plot_shapes(frame.assign(roofline=frame["roofline"] / 2), tmp_path / "3", formats=(kind,))
     assert first.read_bytes() != other.read_bytes()
+    if kind == "svg":
+        device = str(frame["device"].iloc[0])
+        assert f"measured on {device}: between" in " ".join(re.findall("<!-- (.*?) -->", first.read_text()))
 
 
 def test_a_share_beyond_the_bound_stays_on_the_page(frame: pd.DataFrame, tmp_path: Path) -> None:

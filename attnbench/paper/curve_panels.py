@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from attnbench.curves import length_label
+from attnbench.curves import Floats, length_label
 from attnbench.paper.figures import UNITS, Panel
 from attnbench.paper.lines import Line, Origin
 from attnbench.paper.sheet import (
@@ -200,9 +200,7 @@ def _scales(
         axes.set_xscale("log", base=2)
     axes.set_xlim(*span)
     _x_ticks(axes, span=span, kind=kind, step=kind == "log-linear", width=width)
-    values = np.concatenate([line.value for line in there if len(line)] or [np.array([1.0])]) / axis_scale(
-        panel
-    )
+    values = _shown(there) / axis_scale(panel)
     if kind == "log":
         low, high = float(values.min()), float(values.max())
         # Noise must not look like a slope.
@@ -223,6 +221,15 @@ def _scales(
         pad = max(0.06 * (high - low), 0.02 * high)
         axes.set_ylim(low - pad, high + pad)
     axes.yaxis.set_major_formatter(lambda value, _: tick_text(value))
+
+
+def _shown(there: Sequence[Line]) -> Floats:
+    """All that is drawn: values, and the ends of the intervals of measured ones."""
+    measured = [line for line in there if line.origin is Origin.MEASURED]
+    ends = [end for line in measured for end in (line.low, line.high)]
+    every = np.concatenate([np.empty(0), *(line.value for line in there), *ends])
+    known = every[~np.isnan(every)]
+    return known if len(known) else np.ones(1)
 
 
 def _x_range(sheet: Sheet, kind: str, *, own: Sequence[Line] | None) -> tuple[float, float]:

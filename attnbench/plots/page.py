@@ -79,11 +79,10 @@ def pages_of(
     found: Sequence[Curve], *, quantity: Quantity, providers: Mapping[str, str], protocol: str
 ) -> Iterable[Page]:
     """The pages of one quantity of one workload; none when there is no value."""
-    values = [quantity.value(c) for c in found if has_values(c, quantity)]
-    if not values:
+    valued = [c for c in found if has_values(c, quantity)]
+    if not valued:
         return
-    known = np.concatenate(values)
-    y = _y_range(known[known > 0], base=quantity.base)
+    y = _y_range(_shown(valued, quantity), base=quantity.base)
     lengths = [int(n) for c in found for n in c.seq_len] + [gap.seq_len for c in found for gap in c.gaps]
     x = padded(min(lengths), max(lengths), least=4.0, pad=0.045)
     all_groups = groups(found)
@@ -118,6 +117,13 @@ def _columns(here: Sequence[Group]) -> int:
         if 2 <= different <= 4 and count % different == 0:
             return different
     return {1: 1, 2: 2, 3: 3, 4: 2}.get(count, 3 if count <= 9 else 4)
+
+
+def _shown(valued: Sequence[Curve], quantity: Quantity) -> Floats:
+    """All that is drawn: values, and the ends of their intervals."""
+    ends = [] if quantity.ends is None else [each for c in valued for each in quantity.ends(c)]
+    every = np.concatenate([*(quantity.value(c) for c in valued), *ends])
+    return every[every > 0]  # False for NaN
 
 
 def _y_range(values: Floats, *, base: int) -> tuple[float, float]:

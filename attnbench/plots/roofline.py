@@ -86,8 +86,7 @@ def plot_roofline(
                 here = points[(points["workload"] == workload) & (points["device"] == device)]
                 if here.empty:
                     continue
-                title = f"{workload_title(workload)}{f', {device}' if len(devices) > 1 else ''}"
-                figure = _draw(here, roofs=roofs[device], title=title)
+                figure = _draw(here, roofs=roofs[device], title=workload_title(workload), device=device)
                 stem = ".".join(["roofline", workload, *([device] if len(devices) > 1 else [])])
                 stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)
                 written += [save(figure, Path(out_dir) / f"{stem}.{name}") for name in formats]
@@ -133,10 +132,10 @@ def _roofs(frame: pd.DataFrame, *, dtypes: Sequence[str], device: str, alone: bo
     ]
 
 
-def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], title: str) -> Figure:
+def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], title: str, device: str) -> Figure:
     names = in_order(points["mechanism"])
     head = wrap(f"{title}: rate against intensity", width=_WIDTH - 2 * EDGE, size=TITLE)
-    sub = wrap(_what(points, roofs), width=_WIDTH - 2 * EDGE, size=SMALL)
+    sub = wrap(_what(points, roofs, device=device), width=_WIDTH - 2 * EDGE, size=SMALL)
     entries = [(name, short(name, 40)) for name in names]
     columns = legend_columns(entries, width=_WIDTH - 2 * EDGE)
     x, y = _ranges(points, roofs)
@@ -171,7 +170,7 @@ def _draw(points: pd.DataFrame, *, roofs: Sequence[Roof], title: str) -> Figure:
     return figure
 
 
-def _what(points: pd.DataFrame, roofs: Sequence[Roof]) -> str:
+def _what(points: pd.DataFrame, roofs: Sequence[Roof], *, device: str) -> str:
     """The lines and the points, in words."""
     rates = joined([f"{three(roof.matmul_tflops)} TFLOP/s in {roof.dtype}" for roof in roofs])
     lengths = sorted({int(n) for n in points["seq_len"]})
@@ -180,9 +179,10 @@ def _what(points: pd.DataFrame, roofs: Sequence[Roof]) -> str:
         if len(lengths) > 1
         else f"{lengths[0]:,}"
     )
+    where = f"{device}; " if device else ""
     return (
-        f"ceilings measured in the same run: {three(roofs[0].copy_gbps)} GB/s copied, {rates} multiplied; points by "
-        f"formula, {span} tokens"
+        f"{where}ceilings measured in the same run: {three(roofs[0].copy_gbps)} GB/s copied, {rates} multiplied; "
+        f"points by formula, {span} tokens"
     )
 
 

@@ -17,7 +17,7 @@ from attnbench.plots.legend import legend, legend_columns
 from attnbench.plots.looks import in_order, marker_size, rank, style_of
 from attnbench.plots.text import SMALL, TEXT, TITLE, short, text_width, wrap
 from attnbench.shapes import Shares, shares
-from attnbench.words import workload_title
+from attnbench.words import joined, workload_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,16 +37,17 @@ def plot_shapes(
     found = [each for each in shares(frame) if each.known]
     if not found:
         raise UserError("there is nothing to draw: no case has a share of its bound (column roofline)")
+    devices = joined(sorted({str(name) for name in frame["device"].dropna()}))
     written = []
     with drawing(formats):
         for each in found:
             stem = f"share.{re.sub(r'[^A-Za-z0-9_-]', '_', each.workload)}"
-            figure = _draw(each)
+            figure = _draw(each, devices=devices)
             written += [save(figure, Path(out_dir) / f"{stem}.{name}") for name in formats]
     return written
 
 
-def _draw(found: Shares) -> Figure:
+def _draw(found: Shares, *, devices: str) -> Figure:
     names = in_order({name for row in found.known.values() for name in row})
     left = EDGE + max(text_width(short(label, 40), size=SMALL) for label in found.known) + 0.1
     head = wrap(
@@ -55,8 +56,8 @@ def _draw(found: Shares) -> Figure:
         size=TITLE,
     )
     sub = wrap(
-        "of the roofline that applies to each mechanism, memory or matrix products, by ceilings measured on the "
-        "device: between mechanisms compare times",
+        "of the roofline that applies to each mechanism, memory or matrix products, by ceilings measured on "
+        f"{devices or 'the device'}: between mechanisms compare times",
         width=_WIDTH - 2 * EDGE,
         size=SMALL,
     )
