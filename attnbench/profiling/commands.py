@@ -124,7 +124,7 @@ def profile(
     laid = _laid(compare, found, out=folder if live or out else None) if compare else []
     _hand_over(found, laid, json_=json_)
     if live:
-        print(f"\nProfiles: {folder}", file=sys.stderr if json_ else sys.stdout)
+        print(f"Profiles: {folder}", file=sys.stderr if json_ else sys.stdout)
     if any(each.timing is None for each in found):
         raise typer.Exit(Exit.INCONCLUSIVE)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from attnbench.profiling.found import Bound, Counters, Diagnosis, Profile
+from attnbench.profiling.found import Bound, Counters, Diagnosis, Operators, Profile
 from attnbench.words import time_text
 
 # The device is idle in so much of a call's time: then what keeps it waiting bounds the call, not its kernels.
@@ -22,8 +22,8 @@ BUSY_SHARE = 0.6
 FULL_SHARE = 0.8
 # Kernel times are to sum to the time by CUDA events within this, where the device bounds the call.
 SUM_TOLERANCE = 0.03
-# A CPU's operator that takes less is mostly dispatch.
-OPERATOR_US = 20.0
+# A CPU's operator that takes less is mostly dispatch; operators like that bound a call whose time is theirs by so much.
+OPERATOR_US, DISPATCH_SHARE = 20.0, 0.5
 
 _DRAM, _LEAST = "DRAM, bytes counted", "DRAM, least bytes by formula"
 _MEMORY = {
@@ -43,7 +43,7 @@ class Evidence:
     launches: float | None = None
     gap_us: float | None = None
     host_us: float | None = None
-    operator_us: float | None = None  # the mean operator of a CPU
+    dispatch: float | None = None  # share of a CPU's time in operators that take less than OPERATOR_US each
     longest: tuple[str, float] | None = None  # the kernel or operator that takes most, and its share
     memory: Mapping[str, float] = field(default_factory=dict)
     tensor: Mapping[str, float] = field(default_factory=dict)
@@ -90,15 +90,13 @@ def evidence(profile: Profile) -> Evidence | None:
     counted_tensor = mean(counters, "tensor")
     if counted_tensor is not None:
         tensor["tensor pipes"] = counted_tensor
-    told = profile.operators
-    calls = sum(each.calls for each in told.operators) if told is not None else 0.0
     return Evidence(
         time_us=time_us,
         busy_us=None if line is None else line.busy_us,
         launches=None if line is None else line.launches,
         gap_us=None if line is None else line.gap_us,
         host_us=profile.host_us,
-        operator_us=told.operators_us / calls if told is not None and calls else None,
+        dispatch=None if profile.operators is None else _dispatched(profile.operators),
         longest=_longest(profile),
         memory=memory,
         tensor=tensor,
@@ -116,6 +114,10 @@ def _longest(profile: Profile) -> tuple[str, float] | None:
     if profile.operators is not None and profile.operators.operators:
         return profile.operators.operators[0].name, profile.operators.operators[0].share
     return None
+
+
+def _dispatched(told: Operators) -> float:
+    return sum(each.share for each in told.operators if each.time_us < OPERATOR_US * each.calls)
 
 
 def _waves(profile: Profile) -> float | None:
@@ -188,10 +190,11 @@ def _idle(found: Evidence) -> _Answer:
 
 
 def _dispatch(found: Evidence) -> _Answer:
-    if found.operator_us is None or found.operator_us >= OPERATOR_US:
+    if found.dispatch is None or found.dispatch < DISPATCH_SHARE:
         return None
     return Bound.HOST, (
-        f"bound by the host: its operators take {_us(found.operator_us)} on average, most of which is dispatch"
+        f"bound by the host: {found.dispatch:.0%} of the time goes to operators of less than {OPERATOR_US:.0f} µs "
+        "each, most of which is dispatch"
     )
 
 

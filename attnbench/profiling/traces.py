@@ -18,6 +18,7 @@ from attnbench.measure.timeline import let_go, taken
 from attnbench.profiling.found import Operator, Operators
 
 _LABEL = "attnbench call"
+_FREED = "[memory]"  # what the profiler saw freed outside of any operator, which takes no time
 # What a trace says of whoever took it.
 _PRIVATE = ("traceName", "host_name", "hostname")
 
@@ -67,7 +68,7 @@ def operators(averages: Sequence[Mapping[str, Any]], *, calls: int) -> Operators
 
     averages: name, calls, own_us and bytes of each operator; total_us of the one that labels the calls.
     """
-    own = [each for each in averages if each["name"] != _LABEL]
+    own = [each for each in averages if each["name"] not in (_LABEL, _FREED)]
     total = sum(each["own_us"] for each in own)
     whole = [each["total_us"] for each in averages if each["name"] == _LABEL]
     found = [

@@ -98,15 +98,37 @@ def test_the_figures_are_weighted_with_the_time_of_each_launch() -> None:
     assert diagnosis.traffic((long_, uncounted)) is None  # a part of the traffic is no traffic
 
 
-@pytest.mark.parametrize(("per_operator_us", "bound"), [(5.0, Bound.HOST), (500.0, Bound.UNCLEAR)])
-def test_a_cpu_is_its_own_host(per_operator_us: float, bound: Bound) -> None:
-    operator = Operator(
-        name="aten::bmm", calls=100, time_us=100 * per_operator_us, share=1.0, allocated_bytes=0
+def cpu(*operators: tuple[int, float]) -> Profile:
+    """A call on the CPU of operators, each as how often it is called and the microseconds of each time."""
+    whole = sum(calls * each_us for calls, each_us in operators)
+    told = tuple(
+        Operator(
+            name=f"aten::{number}",
+            calls=calls,
+            time_us=calls * each_us,
+            share=calls * each_us / whole,
+            allocated_bytes=0,
+        )
+        for number, (calls, each_us) in enumerate(operators)
     )
-    told = Operators(calls=3, operators=(operator,), operators_us=operator.time_us, call_us=operator.time_us)
-    found = diagnose(profile(time_us=operator.time_us, timeline=None, device_type="cpu", operators=told))
+    made = Operators(calls=3, operators=told, operators_us=whole, call_us=whole)
+    return profile(time_us=whole, timeline=None, device_type="cpu", operators=made)
+
+
+@pytest.mark.parametrize(
+    ("operators", "bound"),
+    [
+        ([(100, 5.0)], Bound.HOST),
+        ([(100, 500.0)], Bound.UNCLEAR),
+        ([(1, 600.0), (50, 6.0)], Bound.UNCLEAR),  # 18 µs on average, of which most is one
+        ([(1, 600.0), (150, 6.0)], Bound.HOST),
+    ],
+    ids=["short ones", "long ones", "a long one beside short ones", "short ones beside a long one"],
+)
+def test_a_cpu_is_its_own_host(operators: list[tuple[int, float]], bound: Bound) -> None:
+    found = diagnose(cpu(*operators))
     assert found is not None
-    assert found.bound is bound
+    assert found.bound is bound, found.sentence
     assert "launch" not in found.sentence
 
 
