@@ -9,10 +9,12 @@ from typing import Any, Final
 import typer
 
 from attnbench.errors import nearest
+from attnbench.words import joined
 
 # typer brings a click of its own, and has no public name for this one of its classes.
 UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 
+_EXTRA: Final = re.compile(r"^Got unexpected extra arguments?(?:\(s\))? \((?P<words>.+)\)$")
 _NUMBER: Final = re.compile(r"^Input should be (?:a valid )?(?P<what>.*?)(?:, unable to parse .*)?$")
 
 
@@ -33,7 +35,19 @@ def _what(error: Any, words: Sequence[str]) -> str:
     if isinstance(error, typer.BadParameter) and error.param is not None and error.message:
         return _bad_value(error, words)
     text = str(error.format_message()).rstrip(".")
+    extra = _EXTRA.match(text)
+    if extra is not None and error.ctx is not None:
+        return _unexpected(extra["words"], error.ctx.command)
     return text[:1].lower() + text[1:]
+
+
+def _unexpected(words: str, command: Any) -> str:
+    """What stands alone on the line and has no place there; that mechanisms are named by an option is easily missed."""
+    arguments = [each.name.upper() for each in command.params if each.param_type_name == "argument"]
+    options = [name for each in command.params for name in each.opts]
+    takes = f"{joined(arguments)} and nothing more" if arguments else "no argument"
+    hint = "; -m names mechanisms" if "-m" in options else ""
+    return f"unexpected argument '{words.split()[0]}': {command.name} takes {takes}{hint}"
 
 
 def _unknown_option(error: Any) -> str:

@@ -30,7 +30,14 @@ Call = Callable[..., tuple[int, str, str]]
         ("swep quick", "no such command 'swep'. Did you mean 'sweep'? (see: attnbench -h)"),
         ("model losess", "no such command 'losess'. Did you mean 'losses'? (see: attnbench model -h)"),
         ("sweep", "missing argument 'preset' (see: attnbench sweep -h)"),
-        ("paper fig3 fig4", "got unexpected extra argument(s) (fig4) (see: attnbench paper -h)"),
+        (
+            "paper fig3 fig4",
+            "unexpected argument 'fig4': paper takes FIGURE and nothing more (see: attnbench paper -h)",
+        ),
+        (
+            "verify sdpa flash2",
+            "unexpected argument 'sdpa': verify takes no argument; -m names mechanisms (see: attnbench verify -h)",
+        ),
         ("check ci --time-budget", "option '--time-budget' requires an argument"),
     ],
     ids=lambda value: value if len(value) < 40 else "",

@@ -72,7 +72,7 @@ def verify(
 
     kind = device_kind(device)
     names = parse_mechanisms(mechanism or list(mechanisms()), axis="--mechanism")
-    dtypes = parse_names(dtype or scope.DTYPES[kind], kind="dtype", choices=DTYPES)
+    dtypes = parse_names(dtype or scope.DTYPES[kind], kind="dtype", choices=DTYPES, axis="--dtype")
     lengths = parse_sizes(seq_len or scope.SEQ_LENS[kind], axis="--seq-len")
     if head_dim is None and value_dim is not None:
         raise UserError("--value-dim needs --head-dim")

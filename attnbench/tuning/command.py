@@ -72,7 +72,7 @@ def request(
         raise UserError(f"--time-budget: expected at least {_LEAST_BUDGET_S:g} seconds, got {budget_s:g}")
     return Request(
         kernels=parse_names(kernels or ["lightning2"], kind="kernel", choices=_configs.KERNELS),
-        dtypes=parse_names(dtypes or ["bf16"], kind="dtype", choices=DTYPES),
+        dtypes=parse_names(dtypes or ["bf16"], kind="dtype", choices=DTYPES, axis="--dtype"),
         head_dims=checked_head_dims(parse_sizes(head_dims or ["64,128,256"], axis="--head-dim")),
         shapes=_shapes(shapes) if shapes else None,
         budget_s=budget_s,
