@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def test_another_sweep_or_device_is_not_resumed(tmp_path: Path, what: str) -> No
     _open(tmp_path / "run")
     with pytest.raises(UserError, match=f"is of another {what} than this command's"):
         _open(tmp_path / "run", resume=True, **{what: "other"})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"name": "grid", "description": "d", "seed": 1}, "(name quick, here grid), so"),
+        ({"seed": 1, "axes": {"dtype": ["bf16"]}}, "(dtype fp32, here bf16; seed 0, here 1), so"),
+        (
+            {"axes": {name: [1] for name in "abcdef"}},
+            "(dtype fp32, here none; a none, here 1; b none, here 1; c none, here 1; and 3 more), so",
+        ),
+    ],
+    ids=["another preset", "two axes", "everything"],
+)
+def test_what_differs_is_told_as_far_as_it_helps(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    sweep = {"name": "quick", "description": "a first look", "axes": {"dtype": ["fp32"]}, "seed": 0}
+    _open(tmp_path / "run", sweep=sweep)
+    with pytest.raises(UserError, match=re.escape(said)):
+        _open(tmp_path / "run", sweep={**sweep, **other}, resume=True)
 
 
 def test_a_real_sweep_recognises_itself_after_json(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from attnbench import store
 from attnbench.errors import UserError
 
+_MOST_APART = 4  # differences of two sweeps that are told
 _RECORD = "run.json"
 
 
@@ -105,7 +106,7 @@ def open_run(path: Path, *, record: Mapping[str, Any], resume: bool) -> RunFolde
         )
     for what in ("sweep", "device"):
         if there.get(what) != record.get(what):
-            apart = "; ".join(_apart(what, there.get(what), record.get(what)))
+            apart = _apart_words(what, there.get(what), record.get(what))
             raise UserError(
                 f"the run in {path} is of another {what} than this command's ({apart}), so it cannot be resumed; "
                 "give the same axes and options, or choose another folder"
@@ -128,6 +129,15 @@ def read_run(path: Path) -> RunFolder:
             f"{path} is no folder of a run (it has no {_RECORD}): give the folder that sweep -o names"
         )
     return RunFolder(path=path, record=record)
+
+
+def _apart_words(what: str, there: Any, here: Any) -> str:
+    """What differs, in words; of another preset its name says all, and a few axes say enough."""
+    differing = _apart(what, there, here)
+    if differing[0].startswith("name "):
+        return differing[0]
+    more = len(differing) - _MOST_APART
+    return "; ".join([*differing[:_MOST_APART], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _apart(name: str, there: Any, here: Any) -> list[str]:
