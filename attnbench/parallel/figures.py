@@ -35,7 +35,7 @@ _RANKS: Final = tuple(2**power for power in range(11))
 _ASIDE: Final = 1.05  # how far marks of one number of ranks lie from each other, as a factor
 _NOTE: Final = 0.05  # the height of a note in that of its panel
 _NOTE_ASIDE: Final = 6.5  # points from the end of a line to its note
-_LINK_DASHES: Final = ("-", (0.0, (3.0, 1.5)))  # NVLink, InfiniBand
+_LINK_DASHES: Final = ("-", ":")  # NVLink, InfiniBand; dashes are a mechanism's own
 
 Points = Sequence[tuple[float, float]]
 
@@ -102,7 +102,7 @@ def _draw(rows: Sequence[ParallelCase], scaling: Scaling, *, missing: Sequence[P
         sorted({f"{row.device}, {row.backend}" for row in rows if row.backend}) or {str(first.device)}
     )
     links = " ".join(
-        f"{'Solid' if number == 0 else 'Dashed'} lines: predicted over {link.name}."
+        f"{'Solid' if number == 0 else 'Dotted'} lines: predicted over {link.name}."
         for number, link in enumerate(scaling.links)
     )
     sub = wrap(f"Measured on {device} (marks). {links}", width=width, size=SMALL)
