@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from attnbench.case import Case
+from attnbench.executors.spared import NOT_ATTEMPTED
 from attnbench.store import COLUMNS, SCHEMA
 from attnbench.summary import as_json, closing, render, sentences, summarize_run
 from attnbench.words import bytes_text, rate_text, time_text
@@ -144,6 +145,19 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
     here = summarize_run(frame(row("a", 4096, 1.0), *late)).missing
     assert [each.sentence() for each in here] == [
         "a (fwd): timed out between 1,024 and 2,048 tokens (2 cases): no 5 samples in 1024 s"
+    ]
+
+
+def test_what_was_spared_stands_with_what_it_was_spared_for() -> None:
+    late = "one call takes 9 s: 5 samples do not fit the case limit of 2 s"
+    over = f"{NOT_ATTEMPTED}: batch 1, heads 4, seq_len 1024 is no more work and was over the limit ({late})"
+    rows = [
+        row("a", 512, 1.0), row("a", 1024, status="timeout", reason=late),
+        *(row("a", n, status="timeout", reason=over) for n in (2048, 4096)),
+    ]  # fmt: skip
+    here = summarize_run(frame(*rows)).missing
+    assert [each.sentence() for each in here] == [
+        f"a (fwd): timed out from 1,024 tokens on (3 cases, 2 of them not attempted): {late}"
     ]
 
 

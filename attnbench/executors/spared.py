@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +13,7 @@ from attnbench.providers import Cost
 from attnbench.words import time_text
 
 NOT_ATTEMPTED: Final = "not attempted"  # how the reason of such a case begins
+_SPARED: Final = re.compile(rf"{NOT_ATTEMPTED}: .* was over the limit \((?P<cause>.*)\)")
 _POWERS: Final[Mapping[Cost, int]] = {"N": 1, "N W": 1, "N^2": 2}
 _TELLING_S: Final = 0.01  # of a shorter call most may have been launching, which does not grow
 _CALLS: Final = 2  # the fewest that a case takes: one that compiles, and a sample
@@ -78,6 +80,12 @@ class Overlong:
             f"{NOT_ATTEMPTED}: batch {lighter['batch']}, heads {lighter['heads']}, seq_len {lighter['seq_len']} is no "
             f"more work and was over the limit ({lighter['reason']})"
         )
+
+
+def cause(reason: str) -> str | None:
+    """What the attempted case said that such a reason speaks of; None for other reasons."""
+    found = _SPARED.fullmatch(reason)
+    return None if found is None else found["cause"]
 
 
 def _is_no_lighter(case: Case, *, than: Row) -> bool:

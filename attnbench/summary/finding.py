@@ -15,6 +15,7 @@ import pandas as pd
 from attnbench.case import Status
 from attnbench.crossings import crossovers
 from attnbench.curves import Curve, Group, curves, flatness, groups, line_names, slope
+from attnbench.executors.spared import cause
 from attnbench.shapes import lists_shapes, standings
 from attnbench.summary.doubts import warnings_of
 from attnbench.summary.found import Energy, Flatness, Leader, Missing, Section, Summary
@@ -121,18 +122,24 @@ def _energy(c: Curve) -> Energy | None:
 
 
 def _missing(frame: pd.DataFrame) -> list[Missing]:
-    """The rows that are not ok, by mechanism, workload, status and reason, whatever the numbers in it."""
+    """The rows that are not ok, by mechanism, workload, status and reason, whatever the numbers in it.
+
+    What was not attempted has the reason of the attempted case that it was spared for.
+    """
     shapes: dict[tuple[str, str, str, str], list[tuple[int | None, str]]] = {}
+    spared: Counter[tuple[str, str, str, str]] = Counter()
     ends: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
     names = ("mechanism", "workload", "status", "reason", "seq_len")
     named = frame.assign(mechanism=line_names(frame))
     for mechanism, workload, status, given, length in zip(*(named[name] for name in names), strict=True):
-        reason = given if isinstance(given, str) else ""
+        whole = given if isinstance(given, str) else ""
+        reason = cause(whole) or whole
         seq_len = None if pd.isna(length) else int(length)
         kind = "" if status == Status.OOM else re.sub(r"\d[\d.,]*", "#", reason)
         ends.setdefault((mechanism, workload), []).append((status, kind, seq_len or 0))
         if status != Status.OK:
             shapes.setdefault((mechanism, workload, status, kind), []).append((seq_len, reason))
+            spared[mechanism, workload, status, kind] += reason != whole
     found: dict[tuple[Any, ...], Missing] = {}
     for (mechanism, workload, status, kind), cases in shapes.items():
         lengths = [seq_len for seq_len, _ in cases if seq_len is not None]
@@ -143,6 +150,7 @@ def _missing(frame: pd.DataFrame) -> list[Missing]:
             status=status,
             reason=min((reason for _, reason in cases), default=""),
             cases=len(cases),
+            spared=spared[mechanism, workload, status, kind],
             shortest=min(lengths, default=None),
             longest=max(lengths, default=None),
             every_length=not others,
@@ -161,6 +169,7 @@ def _joined(a: Missing, b: Missing) -> Missing:
         workloads=tuple(sorted({*a.workloads, *b.workloads}, key=workload_order)),
         reason=min(a.reason, b.reason),
         cases=a.cases + b.cases,
+        spared=a.spared + b.spared,
         shortest=min(lengths, default=None),
         longest=max(lengths, default=None),
     )

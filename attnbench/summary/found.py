@@ -71,6 +71,7 @@ class Missing:
     status: str
     reason: str  # of the first; numbers in it may differ from case to case
     cases: int
+    spared: int  # of these cases, that were not attempted, as no less work had ended so
     shortest: int | None
     longest: int | None
     every_length: bool  # all cases of the mechanism in these workloads ended so
@@ -81,6 +82,7 @@ class Missing:
         who = f"{self.mechanism} ({', '.join(self.workloads)})"
         reason = f": {one_line(self.reason)}" if self.reason and self.status != Status.OOM else ""
         cases = count_text(self.cases, "case")
+        cases += f", {self.spared} of them not attempted" if self.spared else ""
         return f"{who}: {status_words(self.status)} {self._lengths()} ({cases}){reason}"
 
     def _lengths(self) -> str:
