@@ -69,8 +69,9 @@ class Crossover:
 
     `low` and `high` tell the two apart: the interval of the crossing. At the lengths `undecided` between them the
     interval of the ratio contains 1. `low` and `estimate` are None when `faster` was ahead from the first length that
-    tells them apart, `high`: "ahead from `high` or earlier". A crossing by `failure` has no estimate: there one of the
-    two is ahead because the other has no time. Lengths in tokens.
+    tells them apart, `high`: "ahead from `high` or earlier"; then `undecided` are longer ones that do not. A
+    crossing by `failure` has no estimate: there one of the two is ahead because the other has no time. Lengths in
+    tokens.
     """
 
     faster: str
@@ -90,7 +91,8 @@ class Crossover:
     def sentence(self) -> str:
         """The crossing in words, without a full stop."""
         if self.low is None:
-            return f"{self.faster} is ahead of {self.slower} from {self.high:,} tokens or earlier"
+            unless = f" (not told apart {lengths_text(self.undecided)})" if self.undecided else ""
+            return f"{self.faster} is ahead of {self.slower} from {self.high:,} tokens or earlier{unless}"
         between = f"between {self.low:,} and {self.high:,} tokens"
         if self.failure is not None:
             return f"{self.faster} overtakes {self.slower} by failure {between} ({self.failure.sentence()})"
@@ -138,7 +140,12 @@ def crossovers(a: Curve, b: Curve) -> tuple[Crossover, ...]:
         return crossings
     first = next(point for point in found if point.ahead and point.ratio is not None)
     faster, slower = _order(first, a.mechanism, b.mechanism)
-    return (Crossover(faster=faster, slower=slower, low=None, high=first.seq_len, estimate=None),)
+    even = tuple(
+        p.seq_len for p in found if p.seq_len > first.seq_len and p.ratio is not None and not p.ahead
+    )
+    return (
+        Crossover(faster=faster, slower=slower, low=None, high=first.seq_len, estimate=None, undecided=even),
+    )
 
 
 def about(value: float, low: int, high: int) -> int:

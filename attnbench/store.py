@@ -198,7 +198,7 @@ def read(path: Path) -> pa.Table:
     if stated is None:
         kind = (table.schema.metadata or {}).get(KIND_KEY, b"").decode()
         if kind:
-            drawn_by = "parallel scaling" if kind == "parallel" else "paper --run"
+            drawn_by = f"parallel scaling {path}" if kind == "parallel" else f"paper FIGURE --run {path}"
             raise UserError(
                 f"{path} holds {kind} records, expected the rows of a sweep; `attnbench {drawn_by}` draws those"
             )

@@ -74,9 +74,19 @@ def three(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def within(ratio: float) -> str:
+    """A factor that a ratio does not exceed, for "within 1.07": rounded up, as rounded down it would be exceeded."""
+    return f"{math.ceil(ratio * 100 - 1e-9) / 100:.2f}" if ratio < 10 else f"{math.ceil(ratio - 1e-9):,}"
+
+
 def factor(value: float) -> str:
     """A ratio to three digits: 1.05×, 12.3×."""
     return f"{value:.2f}×" if value < 9.995 else f"{three(value)}×"
+
+
+def signed(value: float) -> str:
+    """A slope to two decimals with its sign; what rounds to 0 is +0.00."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def one_line(text: str) -> str:

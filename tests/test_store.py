@@ -463,8 +463,11 @@ def test_intervals_of_the_fourth_version_are_drawn_anew_from_its_samples(tmp_pat
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("h200/paper/train-step.parquet", "holds train-step records, .* `attnbench paper --run` draws those"),
-        ("h200x2/parallel.parquet", "holds parallel records, .* `attnbench parallel scaling` draws those"),
+        (
+            "h200/paper/train-step.parquet",
+            "holds train-step records, .* `attnbench paper FIGURE --run .*` draws those",
+        ),
+        ("h200x2/parallel.parquet", "holds parallel records, .* `attnbench parallel scaling .*` draws those"),
     ],
 )
 def test_records_of_another_kind_are_told_from_foreign_files(file: str, words: str) -> None:

@@ -109,6 +109,22 @@ def test_what_was_measured_beside_nothing_is_not_called_fastest() -> None:
     assert "nothing else was measured" not in printed(*tried)
 
 
+def test_who_is_not_told_apart_is_not_called_fastest() -> None:
+    wide = {"ci_low_ms": 0.5, "ci_high_ms": 3.0}
+    rows = [row("a", 512, 1.0), row("b", 512, 2.0)]
+    rows += [row(name, n, ms, **wide) for n in (1024, 2048) for name, ms in (("a", 1.1), ("b", 1.0))]
+    rows += [row("a", 4096, 1.0), row("b", 4096, 4.0)]
+    text = said(*rows)
+    assert (
+        "a is fastest at 512 tokens, a and b are not told apart from 1,024 to 2,048, a is fastest at 4,096."
+        in text
+    )
+    assert "a is ahead of b from 512 tokens or earlier (not told apart at 1,024 and 2,048 tokens)." in text
+    even = rows[2:6]
+    assert "a and b are not told apart from 1,024 to 2,048 tokens." in said(*even)
+    assert "ahead" not in said(*even)
+
+
 def test_flatness_in_words() -> None:
     (section,) = summarize_run(frame(*crossing())).sections
     assert [each.mechanism for each in section.flatness] == ["flash2", "lightning2"]

@@ -37,7 +37,9 @@ Attentions = Annotated[
 Minutes = Annotated[
     float | None,
     typer.Option(
-        "--minutes", min=0.0, help="Stop cleanly before so much time; the same command goes on later."
+        "--minutes",
+        min=0.0,
+        help="Stop cleanly before so much time, with exit code 3; the same command goes on later.",
     ),
 ]
 OutFolder = Annotated[
@@ -326,7 +328,10 @@ def say(line: str) -> None:
 
 
 def end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Path, json_: bool) -> None:
-    """The table, what was found in words, and where it lies. Exit code 3 when no case could be measured."""
+    """The table, what was found in words, and where it lies.
+
+    Exit code 3 when the time was up before all was measured, or no case could be.
+    """
     if json_:
         rows = [dataclasses.asdict(row) for row in outcome.rows]
         print(json.dumps({"rows": rows, "findings": list(sentences), "left": outcome.left}, indent=1))
@@ -336,7 +341,8 @@ def end(outcome: Outcome[Any], *, table: Any, sentences: Sequence[str], file: Pa
             print(f"\nRecords: {file}")
         if outcome.left:
             print(f"The time was up with {outcome.left} to go; the same command goes on with them.")
-    if not any(getattr(row, "status", Status.OK) == Status.OK for row in outcome.rows):
+    nothing = not any(getattr(row, "status", Status.OK) == Status.OK for row in outcome.rows)
+    if outcome.left or nothing:
         raise typer.Exit(Exit.INCONCLUSIVE)
 
 

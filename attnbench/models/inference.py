@@ -173,7 +173,9 @@ class _Bench:
         estimate = self.clock.once(step)
         count = min(_DECODE_STEPS - 1, int((self.deadline - now_s()) * 1e3 / max(estimate, 1e-3)))
         if count < 1:
-            raise CaseTimeoutError(f"a step takes {estimate / 1e3:.2f} s: none fits the limit any more")
+            raise CaseTimeoutError(
+                f"a step takes {estimate / 1e3:.2f} s: none fits what taking the context in left of the limit"
+            )
         return self.clock.batch(step, count), self.batch
 
     def generate(self) -> tuple[list[float], int]:

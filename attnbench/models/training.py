@@ -236,7 +236,8 @@ class _Steps:
             estimate = samples[-1]
         if not samples:
             raise CaseTimeoutError(
-                f"a step takes {estimate / 1e3:.2f} s: none fits the limit of {self._request.limit_s:g} s any more"
+                f"a step takes {estimate / 1e3:.2f} s: none fits what the steps before it left of the limit of "
+                f"{self._request.limit_s:g} s"
             )
         first, last = self._losses[0].item(), self._losses[-1].item()
         if not math.isfinite(first + last):

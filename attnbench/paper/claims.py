@@ -7,6 +7,7 @@ and what they show, in words.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -46,7 +47,10 @@ class _Claim(BaseModel, abc.ABC):
     published_panel: str = ""
 
     def judge(self, lines: Lines, *, quantity: str) -> Judged:
-        """What the lines of one panel say to it. `quantity`: time, rate, memory or loss."""
+        """What the lines of one panel say to it. `quantity`: time, rate, memory or loss.
+
+        That it fails at another shape than the figure assumes tells nothing of the claim.
+        """
         absent = [
             name
             for name in self.needed()
@@ -54,7 +58,12 @@ class _Claim(BaseModel, abc.ABC):
         ]
         if absent:
             return Judged(holds=None, said=f"no value of {joined(absent)}")
-        return self._judge(lines, quantity)
+        judged = self._judge(lines, quantity)
+        if judged.holds is False and not all(lines[name].as_assumed for name in self.needed()):
+            return dataclasses.replace(
+                judged, holds=None, said=f"{judged.said}, but measured at another shape"
+            )
+        return judged
 
     @abc.abstractmethod
     def needed(self) -> tuple[str, ...]:

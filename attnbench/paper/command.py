@@ -166,8 +166,14 @@ def _taken(wanted: Request, figure: Figure, measuring: Measuring | None) -> tupl
     if wanted.runs:
         return recorded(figure, wanted.runs), ""
     if measuring is None:
-        return available(figure, wanted.out / "runs"), "no GPU here, and no --run that holds it"
+        return available(figure, wanted.out / "runs"), _nothing_here(figure)
     return measuring.take(figure), ""
+
+
+def _nothing_here(figure: Figure) -> str:
+    """Why nothing was measured where there is no GPU, and what would be."""
+    why = "no GPU here, and no --run that holds it"
+    return f"{why}; --device cpu measures it on the processor" if figure.sweeps else why
 
 
 def _reproduce(figure: Figure, taken: Taken, *, why: str, out: Path) -> Reproduced:

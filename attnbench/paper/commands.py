@@ -16,9 +16,11 @@ def paper(
         str, typer.Argument(help="A figure or table (see: attnbench paper list), `all`, or `list`.")
     ],
     run: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            "--run", help="Take recorded runs and measure nothing: a run, or a folder of runs by name."
+            "--run",
+            help="Take recorded runs and measure nothing: a run, or a folder of runs by name; several separated by "
+            "commas.",
         ),
     ] = None,
     gpu_budget: Annotated[
@@ -41,11 +43,13 @@ def paper(
 
     Measures what the figure needs (or takes a run), and says which of the paper's claims hold here. `all` draws every
     figure and a summary; of whole models it measures what the claims need, and a figure by its name also the lengths
-    between. Without a GPU and without --run the published points are drawn alone. With --launch graph calls of sweeps
+    between. Without a GPU and without --run the published points are drawn alone, unless
+    --device cpu asks for small sweeps on the processor. With --launch graph calls of sweeps
     are replayed as CUDA graphs, which a busy host does not slow.
 
     Exit code 3 if the budget ended before everything was measured.
     """
+    from attnbench.comparison.sides import paths_of
     from attnbench.paper import command
     from attnbench.paper.telling import print_figures, print_list
 
@@ -55,7 +59,7 @@ def paper(
     from attnbench.measure.gpus import device_kind
     from attnbench.sweeping import InterruptedSweepError
 
-    wanted = command.request(figure, runs=run or (), budget_min=gpu_budget, launch=launch, out=out)
+    wanted = command.request(figure, runs=paths_of(run or ()), budget_min=gpu_budget, launch=launch, out=out)
 
     kind = device_kind(device)
     try:

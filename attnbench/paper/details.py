@@ -89,7 +89,7 @@ def _phase(row: Inference) -> Mapping[str, str]:
         "batch": "" if row.batch is None else f"{row.batch:,}",
         "tokens/s": _rate(row.tokens_per_s),
         "peak memory": _bytes(row.peak_bytes),
-        "kept of the context": _bytes(row.kept_bytes),
+        "kept (with room for what is decoded)": _bytes(row.kept_bytes),
         "precision": row.precision,
     }
 

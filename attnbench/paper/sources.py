@@ -140,7 +140,7 @@ class Measuring:
                 cases = self._measure(preset)
             if cases:
                 left.append(Left(run=preset, cases=cases))
-        failures = []
+        failures = [] if self.device == "cuda" or not figure.records else [_by_hand(figure)]
         for command in self._commands(figure):
             folder, remaining_s = self.folder / MODELS, self.budget.remaining_s()
             if remaining_s is None or remaining_s >= LEAST_S:
@@ -248,6 +248,15 @@ def _rows(figure: Figure, runs: Sequence[Path]) -> list[Record]:
         known |= {(row.case_id, row.device) for row in new}
         rows += new
     return rows
+
+
+def _by_hand(figure: Figure) -> str:
+    """What measures a figure of whole models without a GPU, whose sizes they are."""
+    kind = "inference" if figure.records == "inference" else figure.records
+    return (
+        f"whole models are measured on a GPU alone; a tiny one here by `attnbench model {kind} --device cpu -o "
+        f"runs/model`, drawn by `attnbench paper {figure.name} --run runs/model`"
+    )
 
 
 def _needs(figure: Figure) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnbench.case import Status
 from attnbench.parallel.records import ParallelCase
-from attnbench.words import bytes_text, factor, rate_text, time_text, workload_title
+from attnbench.words import bytes_text, factor, rate_text, time_text, workload_order, workload_title
 
 Key = tuple[str, str, int, int, int, str, bool | None]
 
@@ -89,14 +89,19 @@ def sentences(rows: Sequence[ParallelCase]) -> list[str]:
 
 
 def _against_ring(rows: Sequence[ParallelCase]) -> list[str]:
-    """The fastest linear mechanism beside ring attention, at the longest length of both on most ranks."""
+    """Of each workload the fastest linear mechanism beside ring attention, at the longest length on most ranks."""
+    workloads = sorted({row.workload for row in rows}, key=workload_order)
+    return [text for name in workloads for text in _beside_ring([r for r in rows if r.workload == name])]
+
+
+def _beside_ring(rows: Sequence[ParallelCase]) -> list[str]:
     known = [row for row in rows if row.tokens_per_s and row.ranks > 1]
     pairs = [
         (a, b)
         for a in known
         for b in known
         if a.decay is not None and b.decay is None
-        if (a.workload, a.ranks, a.seq_len) == (b.workload, b.ranks, b.seq_len)
+        if (a.ranks, a.seq_len) == (b.ranks, b.seq_len)
     ]
     if not pairs:
         return []
@@ -105,5 +110,6 @@ def _against_ring(rows: Sequence[ParallelCase]) -> list[str]:
     assert b.tokens_per_s
     ratio = factor(a.tokens_per_s / b.tokens_per_s)
     return [
-        f"At {a.seq_len:,} tokens on {a.ranks} ranks {a.mechanism} runs at {ratio} the speed of {b.mechanism}."
+        f"{workload_title(a.workload)}, at {a.seq_len:,} tokens on {a.ranks} ranks {a.mechanism} runs at {ratio} the "
+        f"speed of {b.mechanism}."
     ]

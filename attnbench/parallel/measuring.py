@@ -176,7 +176,8 @@ class _Case:
         fitting = self._left_s() * 1e3 / estimate
         if fitting < 1:
             raise CaseTimeoutError(
-                f"a call takes {estimate / 1e3:.2f} s: none fits the limit of {self.request.limit_s:g} s any more"
+                f"a call takes {estimate / 1e3:.2f} s: none fits what the calls before it left of the limit of "
+                f"{self.request.limit_s:g} s"
             )
         found = timing(self._samples(call, clock, min(self.request.samples, max(1, int(fitting / 2)))))
         tokens = self.request.batch * self.request.seq_len

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from attnbench.curves import Group, flatness
@@ -11,6 +10,7 @@ from attnbench.plots.legend import ENTRY_GAP
 from attnbench.plots.page import Page
 from attnbench.plots.signs import sign_style, sign_words
 from attnbench.plots.text import SMALL, short, text_width, wrap
+from attnbench.words import within
 
 
 def panel_title(page: Page, group: Group, *, width: float) -> list[str]:
@@ -38,7 +38,7 @@ def flatness_words(known: Sequence[tuple[float, float]]) -> str:
     """
     score = max(flat for flat, _ in known)
     if all(flat < min(1.5, span**0.25) or flat == 1 for flat, span in known):
-        return f"flat within {math.ceil(score * 100 - 1e-9) / 100:.2f}×"
+        return f"flat within {within(score)}×"
     return f"varies {score:.1f}×" if score < 9.95 else f"varies {score:,.0f}×"
 
 

@@ -109,12 +109,16 @@ def _lead(sections: Sequence[Section]) -> str:
     if len(sections) == 1:
         return fastest_words(sections[0])
     every = [leader for section in sections for leader in section.leaders]
-    beside = [leader for leader in every if not leader.alone]
-    counts = Counter(leader.mechanism for leader in beside or every)
-    total = sum(counts.values())
+    beside = [leader for leader in every if not leader.alone] or every
+    counts = Counter(leader.mechanism for leader in beside if leader.clear is not False)
+    even = len(beside) - counts.total()
+    points = count_text(len(beside), "point")
+    if not counts:
+        return f"the two in front are not told apart at any of {points}"
     (first, most), *others = counts.most_common()
-    rest = joined([f"{name} at {count:,}" for name, count in others]) if others else ""
-    return f"{first} is fastest at {most:,} of {count_text(total, 'point')}{f', {rest}' if rest else ''}"
+    rest = [f"{name} at {count:,}" for name, count in others]
+    rest += [f"the two in front are not told apart at {even:,}"] if even else []
+    return f"{first} is fastest at {most:,} of {points}{f', {joined(rest)}' if rest else ''}"
 
 
 def _second(summary: Summary, by_workload: Sequence[tuple[str, Sequence[Section]]]) -> str:

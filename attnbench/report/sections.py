@@ -17,6 +17,7 @@ from attnbench.words import (
     count_text,
     factor,
     rate_text,
+    signed,
     three,
     time_text,
     without_folders,
@@ -146,7 +147,7 @@ def _flatness(each: Flatness) -> Sequence[Cell]:
         )
     low = Cell(html=text(f"{rate_text(each.slowest)} at {each.slowest_at:,}"), value=each.slowest)
     flat = Cell(html=text(factor(each.flatness)), value=each.flatness)
-    return (plain(each.mechanism), flat, Cell(html=f"{each.slope:+.2f}", value=each.slope), high, low)
+    return (plain(each.mechanism), flat, Cell(html=signed(each.slope), value=each.slope), high, low)
 
 
 def _crossing(each: Crossover) -> Sequence[Cell]:

@@ -21,7 +21,7 @@ from attnbench.summary.words import (
     leading_crossings,
     standing_words,
 )
-from attnbench.words import bytes_text, count_text, factor, rate_text, time_text, workload_title
+from attnbench.words import bytes_text, count_text, factor, rate_text, signed, time_text, workload_title
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +75,7 @@ def _flatness_table(section: Section) -> Table:
         else:
             high = f"{rate_text(each.fastest)} at {each.fastest_at:,}"
             low = f"{rate_text(each.slowest)} at {each.slowest_at:,}"
-            cells = (factor(each.flatness), f"{round(each.slope, 2) + 0.0:+.2f}", high, low)
+            cells = (factor(each.flatness), signed(each.slope), high, low)
         table.add_row(Text(each.mechanism), *map(Text, cells))
     return table
 

@@ -8,10 +8,10 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from attnbench.case import Status
-from attnbench.crossings import Crossover
+from attnbench.crossings import Crossover, lengths_text
 from attnbench.shapes import Standings
-from attnbench.summary.found import Section, Summary
-from attnbench.words import count_text, factor, joined, rate_text, three, workload_title
+from attnbench.summary.found import Leader, Section, Summary
+from attnbench.words import count_text, factor, joined, rate_text, three, within, workload_title
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -57,12 +57,21 @@ def findings(section: Section) -> list[str]:
 
 
 def fastest_words(section: Section) -> str:
-    """Who leads over which lengths: `flash2 is fastest at 512 tokens, lightning2 from 1,024 to 8,192`."""
-    beside = [leader for leader in section.leaders if not leader.alone]
+    """Who leads over which lengths: `flash2 is fastest at 512 tokens, lightning2 from 1,024 to 8,192`.
+
+    Where the intervals of the two in front overlap, neither is called the fastest.
+    """
+    beside = [leader for leader in section.leaders if not leader.alone] or section.leaders
     parts: list[str] = []
-    for mechanism, run in groupby(beside or section.leaders, key=lambda leader: leader.mechanism):
-        span = _span([leader.seq_len for leader in run])
-        parts.append(f"{mechanism} is fastest {span} tokens" if not parts else f"{mechanism} {span}")
+    unit, said = (
+        " tokens",
+        False,
+    )  # the unit once, and "is fastest" where the sentence has another verb before
+    for who, run in groupby(beside, key=_at_the_head):
+        span = f"{_span([leader.seq_len for leader in run])}{unit}"
+        verb = " is fastest" if len(who) == 1 and not said else "" if len(who) == 1 else " are not told apart"
+        parts.append(f"{' and '.join(who)}{verb} {span}")
+        unit, said = "", len(who) == 1
     if not any(leader.next for leader in section.leaders):
         return f"{', '.join(parts)} (nothing else was measured)"
     alone = [leader for leader in section.leaders if leader.alone]
@@ -71,6 +80,13 @@ def fastest_words(section: Section) -> str:
         for mechanism, run in groupby(alone, key=lambda leader: leader.mechanism)
     ]
     return ", ".join(parts)
+
+
+def _at_the_head(leader: Leader) -> tuple[str, ...]:
+    """The fastest one, or the two that the intervals of their times do not tell apart, by name."""
+    if leader.clear is False and leader.next is not None:
+        return tuple(sorted((leader.mechanism, leader.next)))
+    return (leader.mechanism,)
 
 
 def _span(lengths: Sequence[int]) -> str:
@@ -87,7 +103,7 @@ def flattest_words(section: Section) -> list[str]:
     high = f"{rate_text(flat.fastest)} at {flat.fastest_at:,}"
     return [
         f"{flat.mechanism} is the flattest: its tokens/s stay within a factor of "
-        f"{factor(flat.flatness)[:-1]} ({low}, {high})"
+        f"{within(flat.flatness)} ({low}, {high})"
     ]
 
 
@@ -95,14 +111,15 @@ def crossing_words(section: Section) -> list[str]:
     """Crossings of a mechanism that leads somewhere, and whom the leader at the longest length always led."""
     last = section.leaders[-1].mechanism
     said = [each.sentence() for each in leading_crossings(section)]
-    ahead: dict[int, list[str]] = {}
+    ahead: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for each in section.crossovers:
         if each.low is None and each.faster == last:
-            ahead.setdefault(each.high, []).append(each.slower)
+            ahead.setdefault((each.high, each.undecided), []).append(each.slower)
     alone = len({leader.seq_len for leader in section.leaders}) == 1
-    for length, others in sorted(ahead.items()):
+    for (length, even), others in sorted(ahead.items()):
         where = f"at {length:,} tokens" if alone else f"from {length:,} tokens or earlier"
-        said.append(f"{last} is ahead of {joined(sorted(others))} {where}")
+        unless = f" (not told apart {lengths_text(even)})" if even else ""
+        said.append(f"{last} is ahead of {joined(sorted(others))} {where}{unless}")
     return said
 
 

@@ -126,7 +126,7 @@ def test_a_second_step_that_is_over_the_limit_is_no_sample(
     monkeypatch.setattr(training._Steps, "_sample", late)
     row = measure_train_step(dataclasses.replace(STEP, warmup=1), device=CPU)
     assert (row.status, row.samples_ms) == ("timeout", None)
-    assert row.reason == "a step takes 40.00 s: none fits the limit of 60 s any more"
+    assert row.reason == "a step takes 40.00 s: none fits what the steps before it left of the limit of 60 s"
 
 
 @pytest.mark.usefixtures("_kernels")

@@ -78,7 +78,7 @@ def test_a_step_without_room_for_one_sequence_is_oom(room_for: Callable[[int], N
 @pytest.mark.parametrize(
     ("change", "status", "reason"),
     [
-        ({"limit_s": 0.0}, "timeout", "none fits the limit of 0 s"),
+        ({"limit_s": 0.0}, "timeout", "left of the limit of 0 s"),
         ({"attention": "flash2"}, "unsupported", "no provider for cpu; it runs on cuda"),
     ],
     ids=["timeout", "unsupported"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -220,3 +221,16 @@ def test_what_is_not_there_cannot_be_told() -> None:
     claim = Ratio(check="ratio", series="a", than="b", at=1024, published=4.0, **ALL)
     judged = claim.judge(_lines(_line("a", {1024: 10.0})), quantity="time")
     assert (judged.holds, judged.said) == (None, "no value of b")
+
+
+def test_what_fails_at_another_shape_tells_nothing() -> None:
+    points = [Point(x=x, value=float(x), low=None, high=None) for x in (1024, 16384)]
+    one = line(points, origin=Origin.MEASURED, edition="a device", panel="p", series="linear")
+    claim = Flat(check="flat", series="linear", within=1.1, **ALL)
+    assert claim.judge({"linear": one}, quantity="memory").holds is False
+    elsewhere = dataclasses.replace(one, as_assumed=False)
+    judged = claim.judge({"linear": elsewhere}, quantity="memory")
+    assert judged.holds is None
+    assert judged.said.endswith(", but measured at another shape")
+    level = dataclasses.replace(elsewhere, value=one.value * 0 + 7.0)
+    assert claim.judge({"linear": level}, quantity="memory").holds is True
