@@ -7,6 +7,7 @@ files by an environment variable, and load them for themselves.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -112,8 +113,9 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code, whatever it raises
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and perhaps JSON
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's own code, whatever it raises
         del sys.modules[name]
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module

@@ -107,7 +107,7 @@ def _key(row: Row, record: Mapping[str, Any] | None, *, every_process: bool) -> 
     if not environment or every_process:
         return (row["case_id"], row["device"], row["run_id"], _text(shared(environment or {})))
     protocol = record.get("protocol") if record else None
-    return (row["case_id"], row["device"], _text(shared(environment)), _text(protocol))
+    return (row["case_id"], row["device"], row["provider"], _text(shared(environment)), _text(protocol))
 
 
 def _text(value: Any) -> str:

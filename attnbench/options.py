@@ -69,7 +69,11 @@ LaunchOption = Annotated[str | None, typer.Option("--launch", help="eager, or gr
 CapS = Annotated[float | None, typer.Option("--cap-s", help="Seconds of sampling per case, at most.")]
 LimitS = Annotated[
     float | None,
-    typer.Option("--limit-s", help="Seconds after which a case that is too slow is a timeout."),
+    typer.Option(
+        "--limit-s",
+        help="Seconds after which a case that is too slow is a timeout; its first call, which may compile, has 180 "
+        "beside that.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", max=2**31 - 1, help="Seed of the random inputs.")]
 RunOut = Annotated[

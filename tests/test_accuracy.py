@@ -15,7 +15,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attnbench.case import Accuracy, Case, Workload
 from attnbench.measure import accuracy
-from attnbench.measure.accuracy import Verdict, judge, poison, poison_outputs, relative_error, sampled_heads
+from attnbench.measure.accuracy import (
+    ROW_LIMIT,
+    Verdict,
+    judge,
+    poison,
+    poison_outputs,
+    relative_error,
+    sampled_heads,
+    worst_row,
+)
 from attnbench.measure.inputs import Calls, build
 from attnbench.registry import Layout
 from attnbench.semantics import SEMANTICS, TOLERANCES
@@ -175,6 +184,32 @@ def test_a_wrong_forward_is_caught(target: Target, workload: Workload) -> None:
     assert fault is not None
     assert "o is off by" in fault
     assert f"fp32 allows {TOLERANCES['fp32']:g}" in fault
+
+
+def test_a_row_that_is_wrong_is_caught_where_the_norm_hides_it() -> None:
+    def forgets_the_last(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+        o = right_softmax(q.float(), k.float(), v.float(), **given)
+        o[:, :, -1] = 0
+        return o.to(q.dtype)
+
+    case = _case(Workload.FWD, seq_len=2048, dtype="bf16")
+    verdict = _check(forgets_the_last, case=case, family="softmax")
+    assert verdict.accuracy.rel_err_o is not None
+    assert verdict.accuracy.rel_err_o < TOLERANCES["bf16"]
+    assert "a row of o is off by 100% of its size" in str(verdict.fault)
+
+
+@pytest.mark.parametrize(("off", "said"), [(0.2, False), (0.3, True)])
+def test_the_limit_of_a_row_is_a_share_of_its_size(off: float, said: bool) -> None:
+    truth = torch.randn(1, 4000, 8, dtype=torch.float64)
+    value = truth.clone()
+    value[0, -1] *= 1 + off
+    assert (worst_row(value, truth) > ROW_LIMIT) is said
+    value = truth.clone()
+    truth[0, -1] *= 1e-6  # what cancels is held to a tenth of the usual size
+    value[0, -1] = truth[0, -1] * 2
+    assert worst_row(value, truth) < ROW_LIMIT
+    assert worst_row(truth * 0, truth * 0) == 0.0
 
 
 def test_a_missing_scale_is_caught() -> None:

@@ -159,19 +159,24 @@ BAD: dict[str, tuple[str, str]] = {
         "mine.py:number: expected a Mechanism or a function, 'number' is of type int",
     ),
     "broken": ("broken.py:mine", ".*broken.py cannot be loaded: ZeroDivisionError"),
+    "leaves": ("leaves.py:mine", ".*leaves.py cannot be loaded: SystemExit: 0"),
     "taken": ("taken.py:sdpa:softmax", ".* is called 'sdpa', as a mechanism that is there: rename it"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_one_sentence(name: str, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_file_is_one_sentence(
+    name: str, mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(mine.parent)
     (mine.parent / "broken.py").write_text("1 / 0\n")
+    (mine.parent / "leaves.py").write_text("import sys\nprint('needs CUDA')\nsys.exit(0)\n")
     (mine.parent / "taken.py").write_text(MINE.replace("def mine", "def sdpa"))
     text, words = BAD[name]
     with pytest.raises(UserError, match=f"--mechanism: {words}"):
         parse_mechanisms(text, axis="--mechanism")
     assert os.environ[mechanism_files.VARIABLE] == ""
+    assert capsys.readouterr().out == ""  # what a file prints is no result
 
 
 # ---------------------------------------------------------------- one provider

@@ -125,6 +125,15 @@ def test_who_is_not_told_apart_is_not_called_fastest() -> None:
     assert "ahead" not in said(*even)
 
 
+def test_a_mechanism_that_changed_between_two_sittings_of_a_run_is_doubted() -> None:
+    versions = [f"k.py {name}" for name in ("30fa4982", "c63d2c02")]
+    rows = [row("good", n, 1.0, provider=name) for n, name in zip((128, 256), versions, strict=True)]
+    said_ = "the rows of good are of k.py 30fa4982 and k.py c63d2c02: it was changed between two sittings of one run"
+    assert f"Warning: {said_}." in said(*rows)
+    tails = [row("flash2", n, 1.0, provider=f"torch 2.11.0 {kind}") for n, kind in ((128, "a"), (256, "b"))]
+    assert "was changed" not in said(*tails)
+
+
 def test_flatness_in_words() -> None:
     (section,) = summarize_run(frame(*crossing())).sections
     assert [each.mechanism for each in section.flatness] == ["flash2", "lightning2"]

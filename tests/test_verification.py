@@ -46,14 +46,18 @@ def test_a_causal_mechanism_is_checked_at_every_length() -> None:
 def test_what_a_provider_takes_besides_is_checked_at_one_length() -> None:
     cases = _cases("sdpa-math")
     others = [c for c in cases if c.kv_heads != c.heads or not c.causal]
-    assert [(c.seq_len, c.kv_heads, c.causal) for c in others] == [(200, 1, True), (200, 3, False)]
-    assert len(cases) == len(LENGTHS) + 2
+    assert [(c.seq_len, c.heads, c.kv_heads, c.causal) for c in others] == [
+        (200, 3, 1, True),
+        (200, 4, 2, True),  # which of two heads is shared by whom
+        (200, 3, 3, False),
+    ]
+    assert len(cases) == len(LENGTHS) + 3
 
 
 def test_a_decode_is_checked_without_them() -> None:
     cases = _cases("sdpa")
     assert Counter(c.workload for c in cases) == {
-        Workload.FWD_BWD: len(LENGTHS) + 2,
+        Workload.FWD_BWD: len(LENGTHS) + 3,
         Workload.DECODE: len(LENGTHS),
     }
     assert {(c.kv_heads, c.causal) for c in cases if c.workload is Workload.DECODE} == {(3, True)}
@@ -62,7 +66,7 @@ def test_a_decode_is_checked_without_them() -> None:
 def test_windows_are_narrow_and_wide() -> None:
     cases = _cases("streaming-llm")
     assert {c.window for c in cases if c.seq_len != 200} == {scope.WINDOW}
-    assert [c.window for c in cases if c.seq_len == 200] == [37, 37, *scope.OTHER_WINDOWS]
+    assert [c.window for c in cases if c.seq_len == 200] == [37, 37, 37, *scope.OTHER_WINDOWS]
     assert all(c.causal for c in cases)
 
 
@@ -208,7 +212,7 @@ def test_an_interruption_ends_all_workers_and_the_next_sitting_finds_the_rest(tm
     outcome = _verify(folder=tmp_path, listener=listener)
     assert (outcome.end, outcome.left) == (End.DONE, 0)
     assert [(f.mechanism, f.shapes) for f in outcome.findings] == list(
-        zip(MECHANISMS, (2, 4, 2), strict=True)
+        zip(MECHANISMS, (2, 5, 2), strict=True)
     )
     assert {f.status for f in outcome.findings} == {Status.OK}
     assert 1 <= earlier[0] <= 2  # the other worker may have had its row at the same moment
@@ -407,14 +411,14 @@ def test_what_is_under_way_at_the_deadline_is_left_and_the_rest_is_kept(
 
     monkeypatch.setattr(checking, "SupervisedWorker", Slow)
     outcome = _verify(folder=tmp_path, deadline_s=now_s() + 0.5)
-    assert (outcome.end, outcome.left) == (End.TIME, 4)
+    assert (outcome.end, outcome.left) == (End.TIME, 5)
     assert [(f.left, f.status) for f in outcome.findings] == [
-        (0, Status.OK), (4, None), (0, Status.INCORRECT),
+        (0, Status.OK), (5, None), (0, Status.INCORRECT),
     ]  # fmt: skip
     monkeypatch.setattr(checking, "SupervisedWorker", played)
     played.checked.clear()
     assert _verify(folder=tmp_path).left == 0
-    assert len(played.checked) == 4
+    assert len(played.checked) == 5
 
 
 def test_without_time_nothing_starts(tmp_path: Path, played: type[Played]) -> None:

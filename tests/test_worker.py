@@ -376,6 +376,13 @@ def test_a_death_names_the_last_words_of_this_worker_only(child: Child, tmp_path
     )
     with pytest.raises(WorkerDiedError, match=r"ended with signal SIGABRT; last output: last$"):
         speaking.ask({}, limit_s=30)
+    answering = child(
+        "sys.stdin.readline(); sys.stderr.write('of the first\\n'); sys.stderr.flush(); print('{}', flush=True); "
+        "sys.stdin.readline(); os._exit(3)"
+    )
+    assert answering.ask({}, limit_s=30) == {}
+    with pytest.raises(WorkerDiedError, match=r"^the worker process ended with exit code 3$"):
+        answering.ask({}, limit_s=30)
 
 
 def test_asking_a_dead_worker_says_that_it_died(child: Child) -> None:

@@ -97,7 +97,9 @@ class WorkerProcess:
             stdin.flush()
         except BrokenPipeError as error:
             raise self._death() from error
-        return self._answer(limit_s=limit_s)
+        answer = self._answer(limit_s=limit_s)
+        self._log_start = self._log.stat().st_size  # what stands there belongs to requests that were answered
+        return answer
 
     def end(self) -> None:
         """Let an idle worker go; kill it if it does not."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from attnbench import store
 from attnbench.case import Case
+from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
 from attnbench.executors.lock import device_lock
 from attnbench.gate import trees
@@ -24,6 +25,7 @@ from attnbench.sweeping import folder_of
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
 from attnbench.sweeps.sweep import Device, Sweep
+from attnbench.words import joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ def staged(
     kind = device_kind(subject.device)
     sweep = _load(subject, kind)
     cases = _selected(sweep, subject.cases)
+    if any(revisions.values()):
+        _need_own(cases)
     folder = folder_of(f"{name}-{sweep.name}", out=subject.runs, resume=False)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the folder {folder} is there already; choose another with --runs")
@@ -139,6 +143,19 @@ def staged(
 
 
 # ------------------------------------------------------------------------------------------------------------
+
+
+def _need_own(cases: Sequence[Case]) -> None:
+    """A revision is one of attnbench: what is registered from elsewhere would be the same on both sides, and the gate
+    always green."""
+    own = {mechanism.name for mechanism in BUILT_IN}
+    foreign = sorted({case.mechanism for case in cases if case.mechanism not in own})
+    if foreign:
+        raise UserError(
+            f"a revision is one of attnbench, and {joined(foreign)} {'is' if len(foreign) == 1 else 'are'} registered "
+            "from elsewhere: both sides would measure the same code. Store a baseline with `attnbench check SWEEP "
+            "--update --baseline FILE` before the change, and check against it"
+        )
 
 
 def _replayed(subject: Subject, *, revisions: Mapping[str, str | None]) -> Stage:

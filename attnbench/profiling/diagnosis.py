@@ -43,7 +43,9 @@ class Evidence:
     launches: float | None = None
     gap_us: float | None = None
     host_us: float | None = None
-    dispatch: float | None = None  # share of a CPU's time in operators that take less than OPERATOR_US each
+    # Shares of a CPU's call, under the profiler: in operators that take less than OPERATOR_US each, and in none.
+    dispatch: float | None = None
+    outside: float | None = None
     longest: tuple[str, float] | None = None  # the kernel or operator that takes most, and its share
     memory: Mapping[str, float] = field(default_factory=dict)
     tensor: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +99,7 @@ def evidence(profile: Profile) -> Evidence | None:
         gap_us=None if line is None else line.gap_us,
         host_us=profile.host_us,
         dispatch=None if profile.operators is None else _dispatched(profile.operators),
+        outside=None if profile.operators is None else _outside(profile.operators),
         longest=_longest(profile),
         memory=memory,
         tensor=tensor,
@@ -117,7 +120,12 @@ def _longest(profile: Profile) -> tuple[str, float] | None:
 
 
 def _dispatched(told: Operators) -> float:
-    return sum(each.share for each in told.operators if each.time_us < OPERATOR_US * each.calls)
+    short = sum(each.time_us for each in told.operators if each.time_us < OPERATOR_US * each.calls)
+    return short / told.call_us if told.call_us else 0.0
+
+
+def _outside(told: Operators) -> float:
+    return max(0.0, 1 - told.operators_us / told.call_us) if told.call_us else 0.0
 
 
 def _waves(profile: Profile) -> float | None:
@@ -190,6 +198,11 @@ def _idle(found: Evidence) -> _Answer:
 
 
 def _dispatch(found: Evidence) -> _Answer:
+    if found.outside is not None and found.outside >= DISPATCH_SHARE:
+        return Bound.HOST, (
+            f"bound by the host: {found.outside:.0%} of the time is outside of torch's operators, in Python or in what "
+            "torch does not see"
+        )
     if found.dispatch is None or found.dispatch < DISPATCH_SHARE:
         return None
     return Bound.HOST, (

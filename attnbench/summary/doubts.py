@@ -10,7 +10,7 @@ import pandas as pd
 from attnbench.case import Launch, Status
 from attnbench.curves import Curve
 from attnbench.places import by_place, ceilings_by_device
-from attnbench.words import count_text, time_text
+from attnbench.words import count_text, joined, time_text
 
 # Shares of the fastest SM clock seen on a device: below the first a case is flagged, below the second the
 # clocks count as unsteady.
@@ -27,6 +27,7 @@ def warnings_of(frame: pd.DataFrame, found: Sequence[Curve]) -> tuple[str, ...]:
     """All of them, without full stops; `found`: the curves of the frame."""
     return (
         *_mixed(frame),
+        *_changed(frame),
         *of_times(frame),
         *_unlocked(frame),
         *_throttled(frame),
@@ -49,6 +50,24 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
     return [
         f"these results are of {len(counts)} devices ({', '.join(parts)}): nothing of one is compared with another"
     ]
+
+
+def _changed(frame: pd.DataFrame) -> list[str]:
+    """Mechanisms whose rows in one run are of several versions: what is resumed after an edit is no one thing."""
+    ok = frame[(frame["status"] == Status.OK) & frame["provider"].notna()]
+    said = []
+    for _, rows in ok.groupby(["run_id", "mechanism", "device"], sort=True):
+        versions: dict[tuple[str, str], list[str]] = {}
+        for name in sorted({str(name) for name in rows["provider"]}):
+            package, _, rest = name.partition(" ")
+            versions.setdefault((package, rest.partition(" ")[2]), []).append(name)
+        said += [
+            f"the rows of {rows['mechanism'].iloc[0]} are of {joined(names)}: it was changed between two sittings of "
+            "one run"
+            for names in versions.values()
+            if len(names) > 1
+        ]
+    return said
 
 
 def _short(frame: pd.DataFrame) -> list[str]:

@@ -35,8 +35,8 @@ def cases(
     """
     return [
         Case(
-            mechanism=mechanism, workload=workload, batch=BATCH, heads=HEADS, seq_len=seq_len,
-            head_dim=head_dim, value_dim=value_dim, dtype=dtype, **axes,
+            mechanism=mechanism, workload=workload, batch=BATCH, seq_len=seq_len,
+            head_dim=head_dim, value_dim=value_dim, dtype=dtype, **{"heads": HEADS, **axes},
         )
         for mechanism in mechanisms
         for scope in [_scope(mechanism, device=device)]
@@ -64,7 +64,10 @@ def _scope(mechanism: str, *, device: str) -> _Scope:
     if isinstance(provider, str):
         return _Scope(workloads=(Workload.FWD_BWD,), usual=usual, unusual=(), few=False)
     decode = () if provider.decode is None else (Workload.DECODE,)
-    grouped = ({**usual, "kv_heads": 1},) if provider.grouped_heads else ()
+    # With one key/value head both orders of the query heads are the same: two of them tell which shares which.
+    grouped = (
+        ({**usual, "kv_heads": 1}, {**usual, "heads": 4, "kv_heads": 2}) if provider.grouped_heads else ()
+    )
     full = ({**usual, "causal": False},) if provider.non_causal else ()
     windows = tuple({"window": window} for window in OTHER_WINDOWS) if known.windowed else ()
     return _Scope(

@@ -112,6 +112,11 @@ def test_another_environment_is_no_duplicate(tmp_path: Path, merge: Any, changes
     assert len(merge(*runs)[1]) == 2
 
 
+def test_another_version_of_a_mechanism_is_no_duplicate(tmp_path: Path, merge: Any) -> None:
+    runs = [_run(tmp_path / name, _row(name, provider=f"k.py {name}")) for name in ("30fa4982", "ddc2fc27")]
+    assert [row["provider"] for row in merge(*runs)[1]] == ["k.py 30fa4982", "k.py ddc2fc27"]
+
+
 def test_another_unit_of_the_same_model_is_a_duplicate_and_another_model_is_not(
     tmp_path: Path, merge: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from attnbench import load_results
+from attnbench.case import Case, Workload
+from attnbench.errors import UserError
+from attnbench.gate import stage
 
 if TYPE_CHECKING:
     from tests.gate.conftest import Done, Player
@@ -468,3 +472,13 @@ def test_recordings_that_do_not_fit(player: Player) -> None:
     sentence = _refused(_against(player, new))
     assert sentence.endswith("expected recorded runs of the base side, and there are 5 of new")
     assert "there is no results file or folder at nowhere" in _refused(_against(player, "nowhere"))
+
+
+def test_a_mechanism_from_elsewhere_has_no_revision(tmp_path: Path) -> None:
+    """It would be the same on both sides, and the gate always green."""
+    own = Case(mechanism="sdpa", workload=Workload.FWD, batch=1, heads=1, seq_len=8, head_dim=8, dtype="fp32")
+    stage._need_own([own])
+    with pytest.raises(
+        UserError, match="and mine is registered from elsewhere: both sides would measure the same"
+    ):
+        stage._need_own([own, dataclasses.replace(own, mechanism="mine")])

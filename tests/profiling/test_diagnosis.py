@@ -98,7 +98,14 @@ def test_the_figures_are_weighted_with_the_time_of_each_launch() -> None:
     assert diagnosis.traffic((long_, uncounted)) is None  # a part of the traffic is no traffic
 
 
-def cpu(*operators: tuple[int, float]) -> Profile:
+def test_what_torch_does_not_see_is_not_called_dispatch() -> None:
+    found = diagnose(cpu((40, 10.0), call_us=21_000.0))
+    assert found is not None
+    assert found.bound is Bound.HOST
+    assert "98% of the time is outside of torch's operators" in found.sentence
+
+
+def cpu(*operators: tuple[int, float], call_us: float | None = None) -> Profile:
     """A call on the CPU of operators, each as how often it is called and the microseconds of each time."""
     whole = sum(calls * each_us for calls, each_us in operators)
     told = tuple(
@@ -111,8 +118,8 @@ def cpu(*operators: tuple[int, float]) -> Profile:
         )
         for number, (calls, each_us) in enumerate(operators)
     )
-    made = Operators(calls=3, operators=told, operators_us=whole, call_us=whole)
-    return profile(time_us=whole, timeline=None, device_type="cpu", operators=made)
+    made = Operators(calls=3, operators=told, operators_us=whole, call_us=call_us or whole)
+    return profile(time_us=call_us or whole, timeline=None, device_type="cpu", operators=made)
 
 
 @pytest.mark.parametrize(
