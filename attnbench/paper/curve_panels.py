@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,8 @@ from attnbench.plots.text import SMALL, TEXT
 
 _LEFT, _GAP, _HEIGHT, _ROW = 0.72, 0.62, 1.95, 0.11
 _X_WORDS = {"seq_len": "sequence length (tokens)", "context": "context (tokens)", "step": "updates"}
+
+_PUBLISHED_DASHES = ((0, (1, 1.6)), (0, (5, 1.6, 1, 1.6)))
 
 
 def render(sheet: Sheet, *, axes: str) -> Drawn:
@@ -117,16 +120,18 @@ def _line(axes: Axes, sheet: Sheet, line: Line, *, panel: Panel) -> None:
         line.x,
         line.value / unit,
         color=style.colour,
-        linestyle=DASHES[_edition(sheet, line)] if measured else (0, (1, 1.6)),
+        linestyle=_dash(sheet, line.origin, line.edition),
         linewidth=1.6 if measured else 0.9,
         zorder=3 if measured else 2.5,
         **({} if many else look),
     )
 
 
-def _edition(sheet: Sheet, line: Line) -> int:
-    editions = [edition for origin, edition in sheet.kinds if origin is line.origin]
-    return editions.index(line.edition) % len(DASHES)
+def _dash(sheet: Sheet, origin: Origin, edition: str) -> Any:
+    """Each edition has a dash of its own: of published ones the first is dotted."""
+    editions = [each for kind, each in sheet.kinds if kind is origin]
+    dashes = DASHES if origin is Origin.MEASURED else _PUBLISHED_DASHES
+    return dashes[editions.index(edition) % len(dashes)]
 
 
 def _paper_limit(axes: Axes, panel: Panel) -> None:
@@ -268,10 +273,8 @@ def _kind_entries(sheet: Sheet) -> list[Entry]:
     found = []
     for kind in (each for each in sheet.kinds if each in shown):
         measured = kind[0] is Origin.MEASURED
-        editions = [edition for origin, edition in sheet.kinds if origin is kind[0]]
-        dash = DASHES[editions.index(kind[1]) % len(DASHES)] if measured else (0, (1, 1.6))
         how = {
-            "color": INK, "linestyle": dash, "linewidth": 1.6 if measured else 0.9,
+            "color": INK, "linestyle": _dash(sheet, *kind), "linewidth": 1.6 if measured else 0.9,
             **mark_style(kind[0], colour=INK, marker="o"),
         }  # fmt: skip
         found.append(Entry(text=kind_words(kind, sheet), how=how))

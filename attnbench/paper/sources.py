@@ -262,7 +262,9 @@ def _by_hand(figure: Figure) -> str:
 def _needs(figure: Figure) -> str:
     """What a run must have, in words."""
     if figure.records:
-        return f"it is drawn from {figure.records} records"
+        sizes = sorted({str(v) for panel in figure.panel for k, v in panel.where.items() if k == "size"})
+        of = f" of the size {' or '.join(sizes)}" if sizes else ""
+        return f"it is drawn from {figure.records} records{of}"
     names = [series.mechanism[0] for series in figure.series if series.mechanism]
     workloads = dict.fromkeys(panel.workload for panel in figure.panel)
     return f"it needs {joined(list(workloads))} of {', '.join(names[:-1])} or {names[-1]}"
