@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Collection
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +56,15 @@ def remembered() -> list[Mechanism]:
     return [_load(text) for text in _known()]
 
 
+def sources(path: Path) -> list[Path]:
+    """A file and what it imports from its own folder, the file first: what it computes depends on all of them."""
+    finder = ModuleFinder(path=[str(path.parent)], excludes=["attnbench"])
+    finder.run_script(str(path))
+    files = [getattr(module, "__file__", None) for module in finder.modules.values()]
+    beside = {Path(file) for file in files if file is not None}
+    return [path, *sorted(beside - {path})]
+
+
 def _known() -> list[str]:
     return [text for text in os.environ.get(VARIABLE, "").split(",") if text]
 
@@ -92,7 +102,7 @@ def _of_function(path: Path, *, module: ModuleType, name: str, semantics: str | 
     provider = Provider(
         target=f"{module.__name__}:{name}",
         distribution=path.name,
-        version=hashlib.sha256(path.read_bytes()).hexdigest()[:8],
+        version=hashlib.sha256(b"".join(file.read_bytes() for file in sources(path))).hexdigest()[:8],
         devices=("cuda", "cpu"),
     )
     told = (getattr(module, name).__doc__ or "").strip().splitlines()
@@ -112,6 +122,8 @@ def _module(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:  # as a script's own folder is; last, so that it hides no library
+        sys.path.append(str(path.parent))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and perhaps JSON
             spec.loader.exec_module(module)

@@ -288,3 +288,20 @@ def test_no_branch_anywhere_asks_for_a_mechanism_by_name() -> None:
         if isinstance(constant, ast.Constant) and constant.value in names
     }
     assert asking == set()
+
+
+def test_what_a_file_imports_from_its_folder_is_part_of_its_version(tmp_path: Path) -> None:
+    (tmp_path / "top.py").write_text("import torch\nfrom helper import attend\nimport attnbench.registry\n")
+    (tmp_path / "helper.py").write_text("from deeper import scale\n\ndef attend(): ...\n")
+    (tmp_path / "deeper.py").write_text("scale = 1\n")
+    (tmp_path / "another.py").write_text("")
+    found = mechanism_files.sources(tmp_path / "top.py")
+    assert [path.name for path in found] == ["top.py", "deeper.py", "helper.py"]
+
+
+def test_a_file_finds_those_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(mechanism_files.VARIABLE, "")
+    (tmp_path / "top_of_two.py").write_text("from beside_the_top import mine\n")
+    (tmp_path / "beside_the_top.py").write_text("def mine(q, k, v, *, scale, causal, **_): ...\n")
+    assert mechanism_files.remember(f"{tmp_path}/top_of_two.py:mine:softmax").name == "mine"

@@ -20,6 +20,7 @@ from attnbench.case import Protocol
 from attnbench.errors import UserError
 from attnbench.executors.lock import run_lock
 from attnbench.executors.supervised import Row
+from attnbench.mechanism_files import sources
 from attnbench.places import name_of, shared
 from attnbench.registry import find
 
@@ -150,13 +151,18 @@ class Records:
 
 
 def _elsewhere(target: str) -> list[Path]:
-    """The package, or the single file, of a target "module:function"; none where it is attnbench's own."""
+    """The package of a target "module:function", or its file with those beside it that it imports.
+
+    None where it is attnbench's own.
+    """
     top = target.partition(":")[0].partition(".")[0]
     spec = None if top == attnbench.__name__ else importlib.util.find_spec(top)
     if spec is None:
         return []
     folders = spec.submodule_search_locations
-    return [Path(folder) for folder in folders] if folders else [Path(spec.origin)] if spec.origin else []
+    if folders:
+        return [Path(folder) for folder in folders]
+    return sources(Path(spec.origin)) if spec.origin else []
 
 
 def sources_digest(paths: Iterable[Path]) -> str:
