@@ -16,8 +16,10 @@ import torch
 
 import attnbench
 from attnbench import cli, mechanism_files, store
+from attnbench.case import Case, Protocol, Status, Workload
 from attnbench.catalogue import BUILT_IN
 from attnbench.errors import UserError
+from attnbench.measure.runner import measure
 from attnbench.registry import find, mechanisms
 from attnbench.sweeps.values import parse_mechanisms
 
@@ -305,3 +307,22 @@ def test_a_file_finds_those_beside_it(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "top_of_two.py").write_text("from beside_the_top import mine\n")
     (tmp_path / "beside_the_top.py").write_text("def mine(q, k, v, *, scale, causal, **_): ...\n")
     assert mechanism_files.remember(f"{tmp_path}/top_of_two.py:mine:softmax").name == "mine"
+
+
+def test_what_a_call_wrote_into_is_named_where_its_output_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle sees what was left there: o is right, and the bug is elsewhere."""
+    (tmp_path / "idem.py").write_text(
+        "import torch.nn.functional as F\n\n"
+        "def idem(q, k, v, *, scale, causal, **_):\n"
+        "    o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)\n"
+        "    k.zero_(); v.zero_()\n"
+        "    return o\n"
+    )
+    monkeypatch.setenv(mechanism_files.VARIABLE, "")
+    (name,) = parse_mechanisms(f"{tmp_path}/idem.py:idem:softmax")
+    case = Case(mechanism=name, workload=Workload.FWD, batch=1, heads=2, seq_len=16, head_dim=8, dtype="fp32")
+    found = measure(case, protocol=Protocol(), device=torch.device("cpu"), ceilings=None)
+    assert found.status is Status.INCORRECT
+    assert str(found.reason).endswith("; the call wrote into k and v, and is judged by what it left there")

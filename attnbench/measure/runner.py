@@ -18,13 +18,14 @@ from attnbench.measure.accuracy import Verdict, expect_step, judge, judge_step, 
 from attnbench.measure.ceilings import Ceilings
 from attnbench.measure.clock import Call, Clock, Phases, open_clock, timestamp
 from attnbench.measure.environment import device_name, place
-from attnbench.measure.inputs import AnyCalls, DecodeCalls, prepare, refill
+from attnbench.measure.inputs import AnyCalls, DecodeCalls, Inputs, prepare, refill
 from attnbench.measure.memory import memory_pass
 from attnbench.measure.sampling import CaseTimeoutError, collect, warm_up
 from attnbench.measure.telemetry import Recorder, nvml_handle
 from attnbench.measure.trace import missing_kernel, trace
 from attnbench.registry import Mechanism, Provider, find, load_target, support
 from attnbench.semantics import SEMANTICS, Semantics
+from attnbench.words import joined
 
 # Of what raises no OutOfMemoryError: the host's allocator, and CUDA where it is not torch's allocator that asks.
 _OUT_OF_MEMORY = (
@@ -107,6 +108,12 @@ def failure(error: Exception) -> tuple[Status, str]:
     return Status.UNSUPPORTED if refused else Status.ERROR, reason
 
 
+def _versions(inputs: Inputs) -> dict[str, int]:
+    """How often torch has written into each tensor; what a kernel of one's own writes, it does not know."""
+    named = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "do": inputs.do}
+    return {name: tensor._version for name, tensor in named.items() if tensor is not None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
     """A case with everything that measuring it needs."""
@@ -175,6 +182,7 @@ class _Bench:
         with self.phases("build"):
             poison_outputs(case, calls=calls, device=device)
         got: dict[str, Tensor] = {}
+        before = _versions(calls.inputs)
         with self.phases("first-call"):
             call_ms = clock.once(lambda: got.update(calls.outputs()))
         with self.phases("verify"):
@@ -182,6 +190,10 @@ class _Bench:
                 verdict = judge_step(case, got=got, calls=calls, expected=expected)
             else:
                 verdict = judge(case, got=got, calls=calls, semantics=semantics, device=device)
+        written = [name for name, count in _versions(calls.inputs).items() if count != before[name]]
+        if verdict.fault is not None and written:
+            left = f"the call wrote into {joined(written)}, and is judged by what it left there"
+            verdict = replace(verdict, fault=f"{verdict.fault}; {left}")
         return call_ms, verdict
 
     def measured(self, *, ceilings: Ceilings | None) -> Measurement:
