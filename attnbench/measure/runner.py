@@ -25,7 +25,6 @@ from attnbench.measure.telemetry import Recorder, nvml_handle
 from attnbench.measure.trace import missing_kernel, trace
 from attnbench.registry import Mechanism, Provider, find, load_target, support
 from attnbench.semantics import SEMANTICS, Semantics
-from attnbench.words import joined
 
 # Of what raises no OutOfMemoryError: the host's allocator, and CUDA where it is not torch's allocator that asks.
 _OUT_OF_MEMORY = (
@@ -192,7 +191,7 @@ class _Bench:
                 verdict = judge(case, got=got, calls=calls, semantics=semantics, device=device)
         written = [name for name, count in _versions(calls.inputs).items() if count != before[name]]
         if verdict.fault is not None and written:
-            left = f"the call wrote into {joined(written)}, and is judged by what it left there"
+            left = f"the call wrote into {' and '.join(written)}, and is judged by what it left there"
             verdict = replace(verdict, fault=f"{verdict.fault}; {left}")
         return call_ms, verdict
 
