@@ -88,11 +88,15 @@ class Crossover:
         how = "" if self.failure is None else ", by failure"
         return f"{self.faster} over {self.slower}: {start}{self.high:,}{how}"
 
+    def unless(self) -> str:
+        """Behind who is ahead: where the two are not told apart; empty where they are at every length."""
+        return f" (not told apart {lengths_text(self.undecided)})" if self.undecided else ""
+
     def sentence(self) -> str:
         """The crossing in words, without a full stop."""
         if self.low is None:
-            unless = f" (not told apart {lengths_text(self.undecided)})" if self.undecided else ""
-            return f"{self.faster} is ahead of {self.slower} from {self.high:,} tokens or earlier{unless}"
+            where = f"from {self.high:,} tokens or earlier{self.unless()}"
+            return f"{self.faster} is ahead of {self.slower} {where}"
         between = f"between {self.low:,} and {self.high:,} tokens"
         if self.failure is not None:
             return f"{self.faster} overtakes {self.slower} by failure {between} ({self.failure.sentence()})"

@@ -252,10 +252,9 @@ def _rows(figure: Figure, runs: Sequence[Path]) -> list[Record]:
 
 def _by_hand(figure: Figure) -> str:
     """What measures a figure of whole models without a GPU, whose sizes they are."""
-    kind = "inference" if figure.records == "inference" else figure.records
     return (
-        f"whole models are measured on a GPU alone; a tiny one here by `attnbench model {kind} --device cpu -o "
-        f"runs/model`, drawn by `attnbench paper {figure.name} --run runs/model`"
+        f"whole models are measured on a GPU alone; a tiny one here by `attnbench model {figure.records} --device cpu "
+        f"-o runs/model`, drawn by `attnbench paper {figure.name} --run runs/model`"
     )
 
 

@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from attnbench.case import Status
-from attnbench.crossings import Crossover, lengths_text
+from attnbench.crossings import Crossover
 from attnbench.shapes import Standings
 from attnbench.summary.found import Leader, Section, Summary
 from attnbench.words import count_text, factor, joined, rate_text, three, within, workload_title
@@ -63,10 +63,7 @@ def fastest_words(section: Section) -> str:
     """
     beside = [leader for leader in section.leaders if not leader.alone] or section.leaders
     parts: list[str] = []
-    unit, said = (
-        " tokens",
-        False,
-    )  # the unit once, and "is fastest" where the sentence has another verb before
+    unit, said = " tokens", False  # the unit once; "is fastest" again where another verb stands before
     for who, run in groupby(beside, key=_at_the_head):
         span = f"{_span([leader.seq_len for leader in run])}{unit}"
         verb = " is fastest" if len(who) == 1 and not said else "" if len(who) == 1 else " are not told apart"
@@ -111,14 +108,13 @@ def crossing_words(section: Section) -> list[str]:
     """Crossings of a mechanism that leads somewhere, and whom the leader at the longest length always led."""
     last = section.leaders[-1].mechanism
     said = [each.sentence() for each in leading_crossings(section)]
-    ahead: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    ahead: dict[tuple[int, str], list[str]] = {}
     for each in section.crossovers:
         if each.low is None and each.faster == last:
-            ahead.setdefault((each.high, each.undecided), []).append(each.slower)
+            ahead.setdefault((each.high, each.unless()), []).append(each.slower)
     alone = len({leader.seq_len for leader in section.leaders}) == 1
-    for (length, even), others in sorted(ahead.items()):
+    for (length, unless), others in sorted(ahead.items()):
         where = f"at {length:,} tokens" if alone else f"from {length:,} tokens or earlier"
-        unless = f" (not told apart {lengths_text(even)})" if even else ""
         said.append(f"{last} is ahead of {joined(sorted(others))} {where}{unless}")
     return said
 
