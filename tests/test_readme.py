@@ -24,6 +24,7 @@ from attnbench.registry import find
 from attnbench.sweeps.files import preset_names
 from attnbench.sweeps.layers import Overrides
 from attnbench.sweeps.loader import load
+from attnbench.words import duration
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -228,6 +229,9 @@ def test_paper_all_took_less_than_a_quarter_of_an_hour_as_its_page_says() -> Non
     (sitting,) = sittings(ROOT / "results/h200/paper-all/paper")
     assert sum(sitting.seconds.values()) < 15 * 60
     assert len(sitting.seconds) == 12
+    assert f"{duration(sum(sitting.seconds.values()))} of measuring in one sitting" in " ".join(
+        README.split()
+    )
     for name in ("README.md", "index.html"):
         page = (ROOT / "reports/h200/paper-all" / name).read_text(encoding="utf-8")
         assert words([sitting]) in page

@@ -18,8 +18,8 @@ _BUDGET = {"cuda": 2**26, "cpu": 2**21}
 
 
 # A norm over all tokens hides one that is wrong in a long sequence: at 1k tokens a softmax whose last output is zero is
-# off by less than bf16 allows. So no row of o may be off by more than this share of its own size (in bf16 on a CPU the
-# worst row of 13 mechanisms is off by 0.7 %). Rows of less than a tenth of the usual size count as if they had that: in
+# off by less than bf16 allows. So no row of o may be off by more than this share of its own size (in bf16 on a CPU no
+# row of any mechanism is off by 1 %). Rows of less than a tenth of the usual size count as if they had that: in
 # them everything may cancel. Gradients are held to their norm alone: of late tokens they are small sums of large terms,
 # of which 16 bits leave what they will (dq of torch's own softmax is off by 25 % there).
 ROW_LIMIT, _ROW_FLOOR = 0.25, 0.1
